@@ -1,0 +1,1 @@
+"""Figures with units and machine, as ratios to a ceiling measured in the same run."""
