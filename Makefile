@@ -1,0 +1,49 @@
+# Two commands matter: `make up` and `make test`. Each makes what it needs, from nothing but Python 3.11+ and pip.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+up: install
+	@$(BIN)/strandline up
+
+test: install
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/buf lint $(DESCRIPTORS) --config buf.yaml --path strandline
+	$(BIN)/buf breaking $(DESCRIPTORS) --against protos/baseline.json --config buf.yaml --path strandline
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+# The dependencies, when the lock is newer than the environment; then the project and its stubs, when a proto is.
+install: .venv/installed .venv/stubs
+
+.venv/installed: requirements.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing dependencies (once)"
+	@$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	@touch $@
+
+.venv/stubs: pyproject.toml protos/build_stubs.py $(shell find protos -name '*.proto') .venv/installed
+	@echo "Building stubs"
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The same after editing a .proto by hand.
+stubs: .venv/stubs
+
+lock:
+	uv pip compile pyproject.toml --all-extras --group dev --generate-hashes --universal --python-version 3.11 \
+	  --no-emit-index-url --no-header --no-annotate --quiet --output-file requirements.lock
+
+baseline: install
+	$(BIN)/buf build $(DESCRIPTORS) --path strandline --exclude-source-info --output protos/baseline.json
+
+.PHONY: up test lint bench install stubs lock baseline
+DESCRIPTORS = $(shell $(BIN)/python -c 'from pathlib import Path; import strandline.rpc; print(Path(list(strandline.rpc.__path__)[0]).parent / "descriptors.binpb")')
