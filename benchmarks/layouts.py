@@ -135,7 +135,8 @@ class OneTable:
         """The same change as one UPDATE of the key."""
         index_ids, old_keys, new_keys, ids = _changed_columns(changed)
         app.execute(
-            "UPDATE one_table.index_entries AS e SET key = u.new FROM unnest(%s, %s, %s, %s) AS u (index_id, old, new, id)"
+            "UPDATE one_table.index_entries AS e SET key = u.new"
+            " FROM unnest(%s, %s, %s, %s) AS u (index_id, old, new, id)"
             " WHERE e.namespace = %s AND e.index_id = u.index_id AND NOT e.deleted AND e.key = u.old AND e.id = u.id",
             (index_ids, old_keys, new_keys, ids, NAMESPACE),
             prepare=True,

@@ -44,12 +44,12 @@ def throwaway_postgres(settings: Mapping[str, str]) -> Iterator[str]:
             os.chown(folder, _NOBODY, _NOBODY)
             owner = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
         data = folder / "data"
-        initdb = [binaries / "bin" / "initdb", "-D", data, "-U", "postgres", "-E", "UTF8", "--auth=trust", "--no-sync"]
+        initdb = [f"{binaries}/bin/initdb", "-D", f"{data}", "-U", "postgres", "-E", "UTF8", "--auth=trust", "--no-sync"]
         locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         subprocess.run([*initdb, *locale], check=True, cwd=folder, stdout=subprocess.DEVNULL, **owner)
         options = [f"-c{name}={value}" for name, value in {**settings, "listen_addresses": ""}.items()]
         with (folder / "log").open("wb") as log:
-            command = [binaries / "bin" / "postgres", "-D", data, "-k", folder, *options]
+            command = [f"{binaries}/bin/postgres", "-D", f"{data}", "-k", f"{folder}", *options]
             server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, **owner)
         try:
             conninfo = f"host={folder} user=postgres dbname=postgres"

@@ -23,7 +23,7 @@ _COMPLEMENT = bytes(255 - byte for byte in range(256))
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One entity: about 200 bytes of JSON, the same bytes as a stand-in for its serialized message, three index keys."""
+    """One entity: about 200 bytes of JSON, the same bytes in place of its serialized message, three index keys."""
 
     id: str
     data: bytes
