@@ -1,0 +1,88 @@
+"""Field paths and quoted text, as filters, ``order_by``, masks and indexes write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from services.runtime.errors import invalid_field
+from services.runtime.filters.ast import Path
+
+_IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]*"
+_QUOTED = r"`(?:[^`\\]|\\.)*`"
+
+PATH_PATTERN = rf"{_IDENTIFIER}(?:\.(?:{_IDENTIFIER}|{_QUOTED}))*"
+"""Regular expression of a path; a quoted key may hold anything, line breaks included (compile with ``re.DOTALL``)."""
+
+_KEY = re.compile(rf"{_IDENTIFIER}|{_QUOTED}", re.DOTALL)
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"} | {char: char for char in "\\/\"'`*"}
+
+
+def parse_path(text: str, *, field: str) -> Path:
+    """Return the keys inside ``data`` that *text* names: ``data.port.size`` gives ``("port", "size")``.
+
+    Args:
+        text: must match ``PATH_PATTERN``.
+        field: the request's field that *text* came from, for the error.
+
+    Raises:
+        InvalidArgument: ``INVALID_FIELD``, the path does not lie in ``data`` or a quoted key is malformed.
+    """
+    root, *keys = _KEY.findall(text)
+    if root != "data" or not keys:
+        raise invalid_field(field, f"unknown field {text[:100]}: fields are data.<name>")
+    try:
+        return tuple(unquote(key) if key[0] == "`" else key for key in keys)
+    except ValueError as error:
+        raise invalid_field(field, f"{error} in {text[:100]!r}") from None
+
+
+def render_path(path: Path) -> str:
+    """Write *path* as users do; the inverse of ``parse_path``."""
+    return ".".join(["data", *map(_render_key, path)])
+
+
+def lookup(data: Mapping[str, Any], path: Path, default: Any = None) -> Any:
+    """Return the value at *path*, or *default* when a key is missing or something on the way is no object.
+
+    An array on the way is not searched: ``data.ports.size`` never reaches into the elements of ``data.ports``.
+    """
+    value: Any = data
+    for key in path:
+        if not isinstance(value, dict) or key not in value:
+            return default
+        value = value[key]
+    return value
+
+
+def unquote(token: str) -> str:
+    r"""Return the text between the quotes of *token*: JSON's escapes and ``\'``, ``\```, ``\*``.
+
+    Raises:
+        ValueError: an escape is unknown or the text is not storable (U+0000, a lone surrogate).
+    """
+    text = _ESCAPE.sub(_unescape, token[1:-1])
+    try:
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")  # joins escaped pairs
+    except UnicodeDecodeError:
+        raise ValueError("lone surrogate") from None
+    if "\0" in text:
+        raise ValueError("U+0000, which no stored text holds")
+    return text
+
+
+def _unescape(match: re.Match[str]) -> str:
+    name = match[1]
+    if len(name) > 1:
+        return chr(int(name[1:], 16))
+    if name not in _ESCAPES:
+        raise ValueError(f"unknown escape \\{name}")
+    return _ESCAPES[name]
+
+
+def _render_key(key: str) -> str:
+    if re.fullmatch(_IDENTIFIER, key):
+        return key
+    return "`" + key.replace("\\", "\\\\").replace("`", "\\`") + "`"

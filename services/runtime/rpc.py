@@ -1,0 +1,181 @@
+"""gRPC on one side, handlers of ``(request, call)`` on the other. Only this file and ``server.py`` know grpcio's server.
+
+A handler is an ``async`` method named after the RPC in snake_case. It returns the response, as a message or already
+serialized; of a streaming RPC it is an async generator of either. It raises ``errors.Error``; what that means on the
+wire stands in ``STATUS`` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import psycopg
+from google.protobuf import any_pb2, descriptor_pool, message_factory
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from services.runtime import errors, telemetry
+from services.runtime.call import Call
+from strandline.rpc.v1 import access_pb2
+
+logger = logging.getLogger(__name__)
+
+DOMAIN = "strandline"
+STATUS: dict[type[errors.Error], grpc.StatusCode] = {
+    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.Aborted: grpc.StatusCode.ABORTED,
+    errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+}
+
+Admission = Callable[["Method", Message, Call], Awaitable[None]]
+
+
+class Method:
+    """One RPC: its descriptor, its ``access`` option and its request class."""
+
+    def __init__(self, descriptor: MethodDescriptor) -> None:
+        self.descriptor = descriptor
+        self.name = descriptor.name
+        self.path = f"/{descriptor.containing_service.full_name}/{descriptor.name}"
+        self.access = descriptor.GetOptions().Extensions[access_pb2.access]
+        if not self.access.callers or not self.access.identity:
+            raise RuntimeError(f"{descriptor.full_name} does not declare who may call it")
+        self.request_class = message_factory.GetMessageClass(descriptor.input_type)
+        self.handler_name = re.sub(r"(?<!^)(?=[A-Z])", "_", descriptor.name).lower()
+
+
+def generic_handler(service: str, handlers: object, admit: Admission) -> grpc.GenericRpcHandler:
+    """Bind the methods of *handlers* to the RPCs of *service* (its full proto name), each behind *admit*."""
+    descriptor = descriptor_pool.Default().FindServiceByName(service)
+    table = {}
+    for method_descriptor in descriptor.methods:
+        method = Method(method_descriptor)
+        handler = getattr(handlers, method.handler_name)
+        streaming = method_descriptor.server_streaming
+        make = grpc.unary_stream_rpc_method_handler if streaming else grpc.unary_unary_rpc_method_handler
+        adapt = adapt_stream if streaming else adapt_unary
+        table[method.name] = make(adapt(method, handler, admit), method.request_class.FromString, serialize)
+    return grpc.method_handlers_generic_handler(service, table)
+
+
+def serialize(response: Message | bytes) -> bytes:
+    return response if isinstance(response, bytes) else response.SerializeToString()
+
+
+def adapt_unary(method: Method, handler: Any, admit: Admission) -> Any:
+    observe = telemetry.observer(method.path)
+
+    async def unary(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message | bytes:
+        started = time.perf_counter()
+        code = "OK"
+        try:
+            call = call_of(context)
+            await admit(method, request, call)
+            response: Message | bytes = await handler(request, call)
+            if call.response_headers:
+                await context.send_initial_metadata(tuple(call.response_headers.items()))
+            return response
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except Exception as failure:
+            status = status_of(failure, method.path)
+            code = grpc_code(status).name
+            await abort(context, failure, status)
+        finally:
+            observe(code, time.perf_counter() - started)
+
+    return unary
+
+
+def adapt_stream(method: Method, handler: Any, admit: Admission) -> Any:
+    async def stream(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message | bytes]:
+        try:
+            call = call_of(context)
+            await admit(method, request, call)
+            async for response in handler(request, call):
+                yield response
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except Exception as failure:
+            await abort(context, failure, status_of(failure, method.path))
+
+    return stream
+
+
+def call_of(context: grpc.aio.ServicerContext[Any, Any]) -> Call:
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    remaining = context.time_remaining()
+    # Without a deadline grpcio reports one in the far future.
+    deadline = None if remaining is None or remaining > 1e8 else time.monotonic() + remaining
+    return Call(metadata=metadata, deadline=deadline)
+
+
+def translate(failure: Exception) -> errors.Error | None:
+    """The error that *failure* is to the caller; None for what must not be shown."""
+    if isinstance(failure, errors.Error):
+        return failure
+    if isinstance(failure, (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)):
+        return errors.Aborted("ETAG_MISMATCH", "a concurrent change won; read again and retry")
+    if isinstance(failure, (psycopg.OperationalError, ConnectionError)):
+        return errors.Unavailable("OVERLOADED", "the store does not answer; retry")
+    return None
+
+
+def status_of(failure: Exception, where: str) -> status_pb2.Status:
+    """*failure* as it goes over the wire; what is not an ``Error`` is logged here and hidden."""
+    error = translate(failure)
+    if error is None:
+        logger.error("internal error in %s", where, exc_info=failure)
+        return status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message="internal error")
+    return status_of_error(error)
+
+
+def status_of_error(error: errors.Error) -> status_pb2.Status:
+    status = status_pb2.Status(code=STATUS[type(error)].value[0], message=error.message)
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    details: list[Message] = [info]
+    if error.violations:
+        violation = error_details_pb2.BadRequest.FieldViolation
+        details.append(
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    # A pointer begins with "/", a field path never does: the edge tells them apart by that.
+                    violation(field=v.pointer or v.field, description=v.message, reason=error.reason)
+                    for v in error.violations
+                ]
+            )
+        )
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def grpc_code(status: status_pb2.Status) -> grpc.StatusCode:
+    return next(code for code in grpc.StatusCode if code.value[0] == status.code)
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], failure: Exception, status: status_pb2.Status) -> None:
+    """End the RPC. The only caller of ``context.abort``, which raises."""
+    trailers: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", status.SerializeToString())]
+    if isinstance(failure, errors.Error) and failure.http_status is not None:
+        trailers.append(("strandline-http-status", str(failure.http_status)))
+    if isinstance(failure, (errors.Unavailable, errors.ResourceExhausted)):
+        trailers.append(("retry-after", failure.metadata.get("retry_after", "1")))
+    await context.abort(grpc_code(status), status.message, tuple(trailers))
