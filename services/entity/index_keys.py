@@ -1,0 +1,232 @@
+"""Index keys: bytes that sort as the values do, so that one ordered table serves every index.
+
+A key is one component per field. The first byte of a component is the kind of the value: missing, null, false, true,
+number, string, in this order. Components are prefix-free (no component begins another), which has two uses: a
+concatenation sorts field by field, and a descending field is its bytes inverted.
+
+- number: the IEEE double with its sign bit set when positive, every bit inverted when negative; -0 is 0, 5 is 5.0.
+- string: UTF-8 with 0x00 written 0x01 0x01 and 0x01 written 0x01 0x02, closed by 0x00.
+- an object, or an array in a field that is no array field, counts as missing: no comparison that an index serves can
+  match it, and the entity must be in the index all the same.
+- an array field gives one entry per distinct scalar element, so that ``:`` finds the entity by each; what is not an
+  array, or has no scalar element, gives one entry as missing (null: as null) and is found by no ``:``.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from services.runtime.errors import invalid_field
+from services.runtime.filters.ast import Path
+from services.runtime.filters.paths import PATH_PATTERN, lookup, parse_path, render_path
+
+MAX_STRING: Final = 1024
+"""UTF-8 bytes of an indexed string."""
+MAX_KEY: Final = 2000
+"""Bytes of an encoded key."""
+MAX_ENTRIES: Final = 100
+"""Distinct scalar elements of an indexed array."""
+MAX_FIELDS: Final = 16
+"""Fields of one index, and of one order."""
+MAX_ORDER_BY: Final = 4096
+"""Characters of ``order_by``."""
+
+# Below 0x80, so that no kind equals an inverted one; gaps leave room for kinds to come.
+MISSING: Final = b"\x10"
+NULL: Final = b"\x20"
+FALSE: Final = b"\x30"
+TRUE: Final = b"\x38"
+NUMBER: Final = b"\x40"
+STRING: Final = b"\x50"
+
+_INVERT: Final = bytes(range(255, -1, -1))
+_ABSENT: Final = frozenset(MISSING + NULL + (MISSING + NULL).translate(_INVERT))
+_DOUBLE: Final = struct.Struct(">d")
+_BITS: Final = struct.Struct(">Q")
+_SIGN: Final = 1 << 63
+_ALL: Final = (1 << 64) - 1
+_FIELD: Final = re.compile(rf"\s*({PATH_PATTERN})(\s+desc)?\s*", re.DOTALL)
+_ITEM: Final = re.compile(r"((?:[^,`]|`(?:[^`\\]|\\.)*`)*),", re.DOTALL)
+_NOTHING: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class IndexField:
+    """One component of a key. *path* holds the keys inside ``data``."""
+
+    path: Path
+    descending: bool = False
+    array: bool = False
+
+    def __str__(self) -> str:
+        return render_path(self.path) + (" desc" if self.descending else "")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSpec:
+    """What an index covers, in the order of its key."""
+
+    fields: tuple[IndexField, ...]
+    unique: bool = False
+
+
+def parse_index_field(text: str, *, array: bool = False, field: str = "indexes") -> IndexField:
+    """Return the field that *text* (``data.population desc``) names.
+
+    Args:
+        text: a path and, for descending order, ``desc``.
+        array: whether the type's schema declares an array there.
+        field: the request's field that *text* came from, for the error.
+
+    Raises:
+        InvalidArgument: ``INVALID_FIELD``.
+    """
+    match = _FIELD.fullmatch(text)
+    if match is None:
+        raise invalid_field(field, f"expected data.<name> or data.<name> desc, found {text[:100]!r}")
+    return IndexField(parse_path(match[1], field=field), match[2] is not None, array)
+
+
+def parse_index(
+    fields: Sequence[str], *, unique: bool = False, field_types: Mapping[Path, frozenset[str]] | None = None
+) -> IndexSpec:
+    """Return the index that a type declares; a field is an array field when the schema allows an array there.
+
+    Raises:
+        InvalidArgument: ``INVALID_FIELD``: no field, too many, one twice, or more than one array.
+    """
+    types = field_types or {}
+    parsed = [parse_index_field(text) for text in fields]
+    spec = tuple(IndexField(one.path, one.descending, "array" in types.get(one.path, ())) for one in parsed)
+    if not 1 <= len(spec) <= MAX_FIELDS:
+        raise invalid_field("indexes", f"an index has 1 to {MAX_FIELDS} fields")
+    if len({one.path for one in spec}) < len(spec):
+        raise invalid_field("indexes", "an index names a field once")
+    if sum(one.array for one in spec) > 1:
+        raise invalid_field("indexes", "an index has at most one array field")
+    return IndexSpec(spec, unique)
+
+
+def parse_order_by(text: str) -> tuple[IndexField, ...]:
+    """Return the fields of ``data.population desc, data.name`` in order; an empty text gives none.
+
+    Raises:
+        InvalidArgument: ``INVALID_FIELD``: malformed, too long, too many fields, or one twice.
+    """
+    if len(text) > MAX_ORDER_BY:
+        raise invalid_field("order_by", f"longer than {MAX_ORDER_BY} characters")
+    if not text.strip():
+        return ()
+    fields: list[IndexField] = []
+    rest = text + ","
+    while rest:
+        item = _ITEM.match(rest)
+        if item is None:
+            raise invalid_field("order_by", f"a quoted key is not closed in {rest[:100]!r}")
+        fields.append(parse_index_field(item[1], field="order_by"))
+        rest = rest[item.end() :]
+    if len(fields) > MAX_FIELDS or len({one.path for one in fields}) < len(fields):
+        raise invalid_field("order_by", f"at most {MAX_FIELDS} fields, each once")
+    return tuple(fields)
+
+
+def entry_keys(spec: IndexSpec, data: Mapping[str, Any]) -> list[bytes]:
+    """Return the keys under which an entity stands in the index: one, or one per element of an array field.
+
+    Args:
+        spec: the index.
+        data: the entity's fields, as a JSON decoder gives them; numbers must fit a double.
+
+    Raises:
+        InvalidArgument: ``INVALID_FIELD``: a string, an array or the key is beyond its limit; the violation names it.
+    """
+    keys = [b""]
+    for field in spec.fields:
+        path = field.path
+        value = data.get(path[0], _NOTHING) if len(path) == 1 else lookup(data, path, _NOTHING)
+        if field.array:
+            keys = [key + component for key in keys for component in _elements(field, value)]
+        else:
+            component = encode(value)
+            if len(component) > MAX_STRING:
+                _check_length(field, value)
+            keys = [key + (component.translate(_INVERT) if field.descending else component) for key in keys]
+    for key in keys:
+        if len(key) > MAX_KEY:
+            names = ", ".join(map(str, spec.fields))
+            raise invalid_field(render_path(spec.fields[0].path), f"the key of ({names}) exceeds {MAX_KEY} bytes")
+    return keys
+
+
+def unique_keys(spec: IndexSpec, data: Mapping[str, Any]) -> list[bytes]:
+    """Return the keys that no other entity may have: ``entry_keys`` less those whose fields are all missing or null.
+
+    Raises:
+        InvalidArgument: as ``entry_keys``.
+    """
+    # Missing and null are the only components of one byte besides the booleans.
+    return [key for key in entry_keys(spec, data) if len(key) > len(spec.fields) or not _ABSENT.issuperset(key)]
+
+
+def encode(value: Any) -> bytes:
+    """Return the ascending component of *value*; no limit applies, so a literal of any length has its place."""
+    kind = type(value)
+    if kind is str:
+        text: bytes = value.encode()
+        if b"\0" in text or b"\1" in text:
+            text = text.replace(b"\1", b"\1\2").replace(b"\0", b"\1\1")
+        return STRING + text + b"\0"
+    if kind is float or kind is int:
+        (bits,) = _BITS.unpack(_DOUBLE.pack(value + 0.0))
+        return NUMBER + _BITS.pack(bits ^ _ALL if bits & _SIGN else bits | _SIGN)
+    if value is None:
+        return NULL
+    if kind is bool:
+        return TRUE if value else FALSE
+    return MISSING
+
+
+def invert(component: bytes) -> bytes:
+    """Turn an ascending component, or the beginning of one, into a descending one; its own inverse."""
+    return component.translate(_INVERT)
+
+
+def prefix_range(prefix: bytes) -> tuple[bytes, bytes | None]:
+    """Return ``(lower, upper)`` of the keys that begin with *prefix*, *upper* exclusive; None is no bound."""
+    return prefix, successor(prefix)
+
+
+def successor(prefix: bytes) -> bytes | None:
+    """Return the least byte string above everything that begins with *prefix*, or None if nothing is."""
+    kept = prefix.rstrip(b"\xff")
+    return kept[:-1] + bytes([kept[-1] + 1]) if kept else None
+
+
+def _elements(field: IndexField, value: Any) -> list[bytes]:
+    if not isinstance(value, list):
+        return [_directed(field, NULL if value is None else MISSING)]
+    components: dict[bytes, None] = {}
+    for element in value:
+        component = encode(element)
+        if component == MISSING:  # an object or an array inside the array
+            continue
+        if len(component) > MAX_STRING:
+            _check_length(field, element)
+        components[_directed(field, component)] = None
+        if len(components) > MAX_ENTRIES:
+            raise invalid_field(render_path(field.path), f"an indexed array has at most {MAX_ENTRIES} elements")
+    return list(components) or [_directed(field, MISSING)]
+
+
+def _directed(field: IndexField, component: bytes) -> bytes:
+    return component.translate(_INVERT) if field.descending else component
+
+
+def _check_length(field: IndexField, value: str) -> None:
+    # Escapes make a component longer than its text, so only the text decides.
+    if len(value.encode()) > MAX_STRING:
+        raise invalid_field(render_path(field.path), f"an indexed string has at most {MAX_STRING} bytes of UTF-8")
