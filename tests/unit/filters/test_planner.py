@@ -1,0 +1,222 @@
+"""The List rule: what an index serves, what is refused, and that a walk gives what filtering and sorting would."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from services.entity.index_keys import IndexField, IndexSpec, entry_keys, parse_index, parse_order_by
+from services.entity.planner import Plan, plan_list
+from services.runtime.errors import FailedPrecondition, InvalidArgument
+from services.runtime.filters import compile_predicate, parse_filter
+from services.runtime.filters.ast import And, Compare, Has, Node, Not, Or, Path
+from tests.unit.filters.test_index_keys import compare
+
+TYPES: dict[Path, frozenset[str]] = {("tags",): frozenset({"array"})}
+COUNTRY, POPULATION, COMPOSITE, TAGS = 1, 2, 3, 4
+INDEXES = [
+    (COUNTRY, parse_index(["data.country"])),
+    (POPULATION, parse_index(["data.population desc"])),
+    (COMPOSITE, parse_index(["data.country", "data.population desc", "data.name"])),
+    (TAGS, parse_index(["data.country", "data.tags", "data.name"], field_types=TYPES)),
+]
+
+
+def test_without_filter_and_order_the_ids_are_walked() -> None:
+    assert plan("") == Plan()
+
+
+@pytest.mark.parametrize(
+    "text", ["data.country != 'NO'", "NOT data.country = 'NO'", "data.country = 'NO' OR data.x = 1"]
+)
+def test_a_filter_without_an_indexable_term_walks_the_ids(text: str) -> None:
+    assert plan(text) == Plan(residual=parse_filter(text))
+
+
+def test_the_index_with_the_longest_equality_prefix_wins_then_a_range() -> None:
+    assert plan("data.country = 'NO'").index_id == COUNTRY
+    assert plan("data.country = 'NO' data.population > 5").index_id == COMPOSITE
+    assert plan("data.population > 5").index_id == POPULATION
+    assert plan("data.country = 'NO' data.tags:'x'").index_id == TAGS
+
+
+def test_served_terms_leave_the_residual() -> None:
+    text = "data.country = 'NO' data.population > 5 data.population <= 9 data.name != 'x'"
+    assert plan(text).residual == parse_filter("data.name != 'x'")
+    assert plan("data.country = 'NO'").residual is None
+    assert plan("data.tags:'x' data.country = 'NO' data.tags:'y'").residual == parse_filter("data.tags:'y'")
+    assert plan("data.tags:true data.country = 'NO' data.tags:1").residual == parse_filter("data.tags:1")
+
+
+@pytest.mark.parametrize(
+    ("order_by", "index_id", "reverse"),
+    [
+        ("data.country", COUNTRY, False),
+        ("data.country desc", COUNTRY, True),
+        ("data.population desc", POPULATION, False),
+        ("data.population", POPULATION, True),
+        ("data.country, data.population desc, data.name", COMPOSITE, False),
+        ("data.country desc, data.population, data.name desc", COMPOSITE, True),
+    ],
+)
+def test_an_order_is_read_forwards_or_backwards(order_by: str, index_id: int, reverse: bool) -> None:
+    assert plan("", order_by) == Plan(index_id=index_id, reverse=reverse)
+
+
+def test_a_field_fixed_by_the_filter_is_skipped_in_the_order() -> None:
+    walk = plan("data.country = 'NO'", "data.population desc, data.country, data.name")
+    assert (walk.index_id, walk.reverse) == (COMPOSITE, False)
+    walk = plan("data.country = 'NO' data.population = 5", "data.name desc")
+    assert (walk.index_id, walk.reverse) == (COMPOSITE, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "order_by", "suggested"),
+    [
+        ("data.name = 'x'", "", ["data.name"]),
+        ("data.name = 'x' data.area > 5 data.area < 9", "", ["data.name", "data.area"]),
+        ("data.name = 'x'", "data.area desc", ["data.name", "data.area desc"]),
+        ("data.area > 5", "data.area desc, data.name", ["data.area desc", "data.name"]),
+        ("data.tags:'x'", "", ["data.tags"]),
+        ("data.name = 'x' data.tags:'y'", "data.area", ["data.name", "data.tags", "data.area"]),
+        ("", "data.country, data.name", ["data.country", "data.name"]),
+        ("data.country = 'NO' OR data.name = 'x'", "data.name", ["data.name"]),
+        ("data.`odd key` = 1", "", ["data.`odd key`"]),
+        ("data.name = null", "", ["data.name"]),
+    ],
+)
+def test_a_list_that_no_index_serves_is_refused_with_the_index_to_declare(
+    text: str, order_by: str, suggested: list[str]
+) -> None:
+    with pytest.raises(FailedPrecondition) as raised:
+        plan(text, order_by)
+    assert raised.value.reason == "INDEX_REQUIRED"
+    assert json.loads(raised.value.metadata["index"]) == {"fields": suggested, "unique": False}
+    spec = parse_index(suggested, field_types=TYPES)
+    assert plan_list(parse_filter(text), order_by, [(9, spec)]).index_id == 9
+
+
+def test_a_range_that_no_index_could_serve_in_the_order_is_told_so() -> None:
+    with pytest.raises(FailedPrecondition, match="let order_by begin with") as raised:
+        plan("data.population > 5", "data.name")
+    assert json.loads(raised.value.metadata["index"])["fields"] == ["data.population", "data.name"]
+
+
+def test_an_index_that_serves_only_the_order_is_not_enough() -> None:
+    with pytest.raises(FailedPrecondition):
+        plan("data.name = 'x'", "data.country")
+
+
+def test_an_array_index_is_used_only_by_has() -> None:
+    tags = [(TAGS, parse_index(["data.tags"], field_types=TYPES))]
+    assert plan_list(parse_filter("data.tags:'x'"), "", tags).index_id == TAGS
+    for text, order_by in (("data.tags = 'x'", ""), ("data.tags > 'x'", ""), ("", "data.tags")):
+        with pytest.raises(FailedPrecondition):
+            plan_list(parse_filter(text), order_by, tags)
+    with pytest.raises(InvalidArgument):
+        plan_list(parse_filter("data.tags:'x'"), "data.tags", tags)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data.country = 'NO' data.country = 'SE'",
+        "data.country = 'NO' data.country > 'P'",
+        "data.population > 5 data.population < 5",
+        "data.population > 5 data.population < 'x'",
+        "data.country = null",
+    ],
+)
+def test_a_contradiction_is_an_empty_plan(text: str) -> None:
+    assert plan(text).empty
+
+
+def test_an_equality_next_to_a_range_that_ends_at_the_neighbouring_double_is_found() -> None:
+    walk = plan("data.population > 4.999999999999999 data.population = 5")
+    assert walked(walk, INDEXES, [{"population": 5}, {"population": 4.999999999999999}]) == [0]
+
+
+POOL = [None, False, True, -1, 0, 0.0, 1, 1.5, 2, "", "a", "ab", "b"]
+FIELDS = ["a", "b", "c", "tags"]
+pool = st.sampled_from(POOL)
+literals = st.sampled_from([value for value in POOL if value is not None]).map(
+    lambda value: value if isinstance(value, bool | str) else float(value or 0)
+)
+orderable = literals.filter(lambda value: not isinstance(value, bool))
+scalar_paths = st.sampled_from([("a",), ("b",), ("c",)])
+elements = st.lists(pool | st.lists(pool, max_size=1), max_size=4)
+documents = st.fixed_dictionaries({}, optional=dict.fromkeys("abc", pool | elements) | {"tags": elements | pool})
+equalities = st.builds(Compare, scalar_paths, st.just("="), literals | st.none())
+terms: st.SearchStrategy[Node] = (
+    equalities
+    | st.builds(Compare, scalar_paths, st.sampled_from(["<", "<=", ">", ">="]), orderable)
+    | st.builds(Has, st.just(("tags",)), literals)
+    | st.builds(Compare, scalar_paths, st.just("!="), literals)
+)
+residuals = st.builds(Not, terms) | st.builds(Or, st.tuples(terms, terms))
+conjunctions = st.lists(terms | terms | residuals, min_size=2, max_size=4).map(lambda some: And(tuple(some)))
+filters = st.none() | terms | conjunctions
+index_fields = st.builds(
+    lambda name, descending: IndexField((name,), descending, array=name == "tags"),
+    st.sampled_from(FIELDS),
+    st.booleans(),
+)
+specs = st.lists(index_fields, min_size=1, max_size=3, unique_by=lambda field: field.path).map(
+    lambda some: IndexSpec(tuple(some))
+)
+orders = st.lists(st.sampled_from(["a", "b", "c"]), max_size=2, unique=True).flatmap(
+    lambda names: st.tuples(*(st.sampled_from([f"data.{name}", f"data.{name} desc"]) for name in names)).map(", ".join)
+)
+
+
+@given(filters, orders, st.lists(specs, min_size=1, max_size=4), st.lists(documents, max_size=20))
+def test_a_walk_gives_what_filtering_and_sorting_every_entity_would(
+    node: Node | None, order_by: str, specs: list[IndexSpec], rows: list[dict[str, Any]]
+) -> None:
+    indexes = list(enumerate(specs))
+    try:
+        walk = plan_list(node, order_by, indexes)
+    except FailedPrecondition as refused:
+        event("refused")
+        assert_suggestion_serves(refused, node, order_by)
+        return
+    event("an index" if walk.index_id is not None else "ids")
+    found = walked(walk, indexes, rows)
+    predicate = compile_predicate(node) if node is not None else None
+    assert sorted(found) == [position for position, row in enumerate(rows) if predicate is None or predicate(row)]
+    order = parse_order_by(order_by)
+    assert all(compare(order, rows[left], rows[right]) <= 0 for left, right in pairwise(found))
+
+
+def assert_suggestion_serves(refused: FailedPrecondition, node: Node | None, order_by: str) -> None:
+    suggested = json.loads(refused.metadata["index"])["fields"]
+    if "let order_by begin with" in refused.message:
+        order_by = ", ".join(suggested)
+    assert plan_list(node, order_by, [(9, parse_index(suggested, field_types=TYPES))]).index_id == 9
+
+
+def plan(text: str, order_by: str = "") -> Plan:
+    return plan_list(parse_filter(text), order_by, INDEXES)
+
+
+def walked(walk: Plan, indexes: list[tuple[int, IndexSpec]], rows: list[dict[str, Any]]) -> list[int]:
+    """Return the positions of the rows that a list following *walk* gives, each as often as it is met."""
+    if walk.empty:
+        return []
+    entries = [(b"", position) for position in range(len(rows))]
+    if walk.index_id is not None:
+        spec = dict(indexes)[walk.index_id]
+        entries = sorted((key, position) for position, row in enumerate(rows) for key in entry_keys(spec, row))
+    residual = compile_predicate(walk.residual) if walk.residual is not None else lambda data: True
+    found = [
+        position
+        for key, position in entries
+        if (walk.lower is None or walk.lower <= key) and (walk.upper is None or key < walk.upper)
+        if residual(rows[position])
+    ]
+    return found[::-1] if walk.reverse else found
