@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import random
@@ -13,16 +15,24 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any, ParamSpec
 
 import orjson
 import psycopg
 from psycopg import Connection, errors, sql
 
-from benchmarks.layouts import NAMESPACE, Layout, OneTable, Query, TablePerType, changed_keys, force_row_security
+from benchmarks.layouts import (
+    NAMESPACE,
+    Layout,
+    NumberedEntities,
+    OneTable,
+    Query,
+    TablePerType,
+    changed_keys,
+    force_row_security,
+)
 from benchmarks.postgres import throwaway_postgres
 from benchmarks.records import COUNTRIES, MAX_ELEVATION, MAX_POPULATION, Record, descending, number_key, records, texts
 from benchmarks.report import Report, stage, timed
@@ -56,8 +66,10 @@ class Bench:
             "CREATE ROLE app LOGIN NOSUPERUSER NOBYPASSRLS; CREATE ROLE bypass LOGIN BYPASSRLS;"
             "GRANT pg_read_all_stats TO app"
         )
+        self.numbers = itertools.count(1)
         self.one_table, self.per_type = OneTable(), TablePerType()
-        self.layouts: list[Layout] = [self.one_table, self.per_type]
+        self.entry_tables = [self.one_table, NumberedEntities()]
+        self.layouts: list[Layout] = [*self.entry_tables, self.per_type]
         self.apps = {layout.name: self.connect("app") for layout in self.layouts}
         self.sample: list[Record] = []
         for layout in self.layouts:
@@ -73,16 +85,19 @@ class Bench:
         assert row is not None
         return row[0]
 
+    def records(self, count: int) -> Iterator[Record]:
+        return records(self.rng, itertools.islice(self.numbers, count))
+
     # Writing
 
     def load(self, entities: int) -> None:
         """Insert in batches of 500, alternating the layouts; report the first and the last tenth."""
-        rows = records(self.rng, entities)
+        rows = self.records(entities)
         seconds: dict[str, list[float]] = {layout.name: [] for layout in self.layouts}
         wal = dict.fromkeys(seconds, 0)
         tenth = max(1, entities // 10 // BATCH)
         for number in range(entities // BATCH):
-            batch = list(islice(rows, BATCH))
+            batch = list(itertools.islice(rows, BATCH))
             self.sample += self.rng.sample(batch, min(BATCH, max(1, SAMPLE * BATCH // entities)))
             for layout in self.layouts if number % 2 else reversed(self.layouts):
                 before = self.one("SELECT pg_current_wal_insert_lsn() - '0/0'")
@@ -108,6 +123,7 @@ class Bench:
     def storage(self, entities: int) -> None:
         tables = {
             "one_table": ["one_table.entities", "one_table.index_entries"],
+            "numbered": ["numbered.entities", "numbered.index_entries"],
             "per_type": [f"per_type.type{MAIN_TYPE}"],
         }
         for name, of_layout in tables.items():
@@ -123,7 +139,7 @@ class Bench:
         sessions = {"rls": self.apps["one_table"], "bypass": self.connect("bypass")}
         for _ in range(20):
             for role, session in sessions.items():
-                rows = [(MAIN_TYPE + 1, row) for row in records(self.rng, BATCH)]
+                rows = [(MAIN_TYPE + 1, row) for row in self.records(BATCH)]
                 with session.transaction():
                     set_namespace(session)
                     entity = timed(self.one_table.insert_entities, session, rows)
@@ -149,17 +165,17 @@ class Bench:
                     seconds[layout.name].append(self.update(layout, old, new))
             for name, values in seconds.items():
                 self.report.add(name, f"update.{kind}", statistics.mean(values) / BATCH * 1e6, "us/row", entities)
-        app, moved, replaced = self.apps["one_table"], [], []
-        for old in batches[2 * third : 3 * third]:
-            new = [self.grown(row) for row in old]
-            there = changed_keys(MAIN_TYPE, old, new)
-            back = [(index, now, was, id_) for index, was, now, id_ in there]
-            moved.append(timed(in_namespace, app, self.one_table.move_entries, app, there))
-            replaced.append(timed(in_namespace, app, self.one_table.delete_and_insert_entries, app, back))
-        self.report.add("one_table", "entry.update_key", statistics.mean(moved) / BATCH * 1e6, "us/row", entities)
-        self.report.add(
-            "one_table", "entry.delete_insert", statistics.mean(replaced) / BATCH * 1e6, "us/row", entities
-        )
+        # There and back again, in alternating order: whatever comes second finds the pages in memory.
+        app = self.apps["one_table"]
+        ways = {"update_key": self.one_table.move_entries, "delete_insert": self.one_table.delete_and_insert_entries}
+        moves: dict[str, list[float]] = {name: [] for name in ways}
+        for turn, old in enumerate(batches[2 * third : 3 * third]):
+            there = changed_keys(MAIN_TYPE, old, [self.grown(row) for row in old])
+            back = [(index, now, was, row) for index, was, now, row in there]
+            for name, changes in zip(list(ways)[:: -1 if turn % 2 else 1], (there, back), strict=True):
+                moves[name].append(timed(in_namespace, app, ways[name], app, changes))
+        for name, values in moves.items():
+            self.report.add("one_table", f"entry.{name}", statistics.mean(values) / BATCH * 1e6, "us/row", entities)
 
     def update(self, layout: Layout, old: Sequence[Record], new: Sequence[Record]) -> float:
         app = self.apps[layout.name]
@@ -191,21 +207,45 @@ class Bench:
         for name, runs, query in (("page", 400, page), ("page_10000_examined", 40, sparse_page), ("count", 100, count)):
             at = [(draw(), self.rng.choice(COUNTRIES)) for _ in range(runs)]
             queries = {layout.name: [query(layout, *position) for position in at] for layout in self.layouts}
+            if query is not sparse_page:  # its only row is the last one examined
+                self.require_same_answers(queries)
             for subject, milliseconds in self.interleave(queries).items():
                 self.report.add_percentiles(subject, name, milliseconds, entities)
+            if name != "count":
+                self.steered(name, queries["per_type"][: runs // 4], entities)
             for layout in self.layouts:
                 plan = [self.explain(self.apps[layout.name], queries[layout.name][n])[1] for n in range(10)]
                 self.report.add(layout.name, f"{name}.planning", statistics.median(plan), "ms", entities)
 
+    def require_same_answers(self, queries: dict[str, list[Query]]) -> None:
+        """Figures of layouts that answer differently could not be compared."""
+        answers = []
+        for name, of_layout in queries.items():
+            app = self.apps[name]
+            with app.transaction():
+                set_namespace(app)
+                answers.append([[row[-1] for row in app.execute(*query).fetchall()] for query in of_layout[:10]])
+        if answers.count(answers[0]) != len(answers):
+            raise RuntimeError("the layouts answer differently")
+
     def interleave(self, queries: dict[str, list[Query]]) -> dict[str, list[float]]:
         milliseconds: dict[str, list[float]] = {name: [] for name in queries}
         prepare = {layout.name: layout.prepare for layout in self.layouts}
-        with self.apps["one_table"].transaction(), self.apps["per_type"].transaction():
-            set_namespace(self.apps["one_table"])
+        with contextlib.ExitStack() as transactions:
+            for app in self.apps.values():
+                transactions.enter_context(app.transaction())
+                set_namespace(app)
             for turn in zip(*queries.values(), strict=True):
                 for name, query in zip(queries, turn, strict=True):
                     milliseconds[name].append(run(self.apps[name], query, prepare=prepare[name]))
         return milliseconds
+
+    def steered(self, name: str, queries: Sequence[Query], entities: int) -> None:
+        """A table per type at its best: the planner is made to walk the index that gives the order."""
+        app = self.connect("app")
+        app.execute("SET enable_sort = off; SET enable_bitmapscan = off; SET enable_seqscan = off")
+        milliseconds = [run(app, query, prepare=False) for query in queries]
+        self.report.add("per_type", f"{name}.p50.steered", statistics.median(milliseconds), "ms", entities)
 
     def policy_cost(self, entities: int) -> None:
         """The same page with the setting read per row, once per statement, and with no policy at all, in turns."""
@@ -217,7 +257,9 @@ class Bench:
             for _ in range(40):
                 country, elevation = self.rng.choice(COUNTRIES), self.rng.random() * MAX_ELEVATION * 0.9
                 query = self.one_table.page(MAIN_TYPE, country, elevation)
-                for name, session in ((policy, app), ("none", bypass)):
+                turns = [(policy, app), ("none", bypass)]
+                self.rng.shuffle(turns)  # the second finds the pages in memory
+                for name, session in turns:
                     with session.transaction():
                         set_namespace(session)
                         milliseconds[name].append(run(session, query, prepare=True))
@@ -259,30 +301,12 @@ class Bench:
 
     def density(self, entities: int) -> None:
         """How much of the indexes is air after random inserts: size now over size rebuilt at fillfactor 90."""
-        for name, table in (("one_table", "one_table.index_entries"), ("per_type", f"per_type.type{MAIN_TYPE}")):
+        tables = {"one_table": "one_table.index_entries", "numbered": "numbered.index_entries"}
+        for name, table in {**tables, "per_type": f"per_type.type{MAIN_TYPE}"}.items():
             before = self.one(f"SELECT pg_indexes_size('{table}')")
             seconds = timed(self.admin.execute, f"REINDEX TABLE {table}")
             self.report.add(name, "index_bloat", before / self.one(f"SELECT pg_indexes_size('{table}')"), "x", entities)
             self.report.add(name, "reindex", seconds, "s", entities)
-
-    def narrower_entries(self) -> None:
-        """Bytes per entry (heap and primary key) with numbers in place of the names of namespace and entity."""
-        shapes = {
-            "names": ("namespace text, index_id bigint", "namespace, index_id", "id text", "id"),
-            "numbered_namespace": ("namespace bigint, index_id integer", "1, index_id", "id text", "id"),
-            "numbered_both": ("namespace bigint, index_id integer", "1, index_id", "id bigint", "row_number() OVER ()"),
-        }
-        count = min(300_000, self.one("SELECT count(*) FROM one_table.index_entries"))
-        for name, (scope, scope_value, id_, id_value) in shapes.items():
-            self.admin.execute(
-                f"CREATE TABLE public.narrow ({scope}, deleted boolean, key bytea, {id_},"
-                " PRIMARY KEY (namespace, index_id, deleted, key, id));"
-                f"INSERT INTO public.narrow SELECT {scope_value}, deleted, key, {id_value}"
-                f" FROM one_table.index_entries LIMIT {count}"
-            )
-            size = self.one("SELECT pg_total_relation_size('public.narrow')")
-            self.report.add("one_table", f"entry.bytes.{name}", size / count, "bytes/entry", count)
-            self.admin.execute("DROP TABLE public.narrow")
 
     def fillfactors(self) -> None:
         """Share of heap-only updates and their cost when nothing indexed changes, in the entities' own table."""
@@ -324,10 +348,12 @@ class Bench:
         self.report.add("per_type", "catalog_rows", self.one("SELECT count(*) FROM pg_class") - catalog, "rows", types)
         self.report.add("one_table", "add_type", 0, "ms", types)
         for start in range(0, types - 4, 5):
-            batch = [(type_, row) for type_ in numbers[start : start + 5] for row in records(self.rng, BATCH // 5)]
-            one, per = self.apps["one_table"], self.apps["per_type"]
-            seconds["one_table"].append(timed(in_namespace, one, self._mixed_one, batch))
-            seconds["per_type"].append(timed(in_namespace, per, self._mixed_per, batch))
+            batch = [(type_, row) for type_ in numbers[start : start + 5] for row in self.records(BATCH // 5)]
+            for table in self.entry_tables:
+                app = self.apps[table.name]
+                seconds[table.name].append(timed(in_namespace, app, insert_mixed, table, app, batch))
+            app = self.apps["per_type"]
+            seconds["per_type"].append(timed(in_namespace, app, self.insert_table_by_table, app, batch))
         for name, values in seconds.items():
             self.report.add(name, "insert.5_types_a_batch", statistics.mean(values) / BATCH * 1e6, "us/row", types)
         size = self.one("SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relname ~ '^type[0-9]+$'")
@@ -346,13 +372,9 @@ class Bench:
             assert row is not None
             self.report.add(name, f"session_memory.{len(at)}_types", float(row[0]), "MB", types)
 
-    def _mixed_one(self, batch: Sequence[tuple[int, Record]]) -> None:
-        self.one_table.insert_entities(self.apps["one_table"], batch)
-        self.one_table.insert_entries(self.apps["one_table"], batch)
-
-    def _mixed_per(self, batch: Sequence[tuple[int, Record]]) -> None:
+    def insert_table_by_table(self, app: Connection, batch: Sequence[tuple[int, Record]]) -> None:
         for type_ in sorted({type_ for type_, _ in batch}):
-            self.per_type.insert(self.apps["per_type"], type_, [row for of, row in batch if of == type_])
+            self.per_type.insert(app, type_, [row for of, row in batch if of == type_])
 
     def waiting_for_writers(self) -> None:
         """1 if a statement that adds a type or an index waits for a transaction that has written and not ended."""
@@ -378,6 +400,11 @@ class Bench:
                 except errors.LockNotAvailable:
                     waited = True
             self.report.add("per_type", f"waits_for_writer.{name}", waited, "bool", 0)
+
+
+def insert_mixed(table: OneTable, app: Connection, batch: Sequence[tuple[int, Record]]) -> None:
+    table.insert_entities(app, batch)
+    table.insert_entries(app, batch)
 
 
 def set_namespace(app: Connection) -> None:
@@ -418,7 +445,6 @@ def main() -> None:
             bench.density(arguments.entities)
             bench.split_insert(arguments.entities)
             bench.updates(arguments.entities)
-            bench.narrower_entries()
             bench.fillfactors()
         with stage("many_types"):
             bench.many_types(arguments.types)

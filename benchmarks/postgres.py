@@ -44,8 +44,8 @@ def throwaway_postgres(settings: Mapping[str, str]) -> Iterator[str]:
             os.chown(folder, _NOBODY, _NOBODY)
             owner = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
         data = folder / "data"
-        initdb = [f"{binaries}/bin/initdb", "-D", f"{data}", "-U", "postgres", "-E", "UTF8", "--auth=trust", "--no-sync"]
-        locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        initdb = [f"{binaries}/bin/initdb", "-D", f"{data}", "-U", "postgres", "--auth=trust", "--no-sync"]
+        locale = ["-E", "UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         subprocess.run([*initdb, *locale], check=True, cwd=folder, stdout=subprocess.DEVNULL, **owner)
         options = [f"-c{name}={value}" for name, value in {**settings, "listen_addresses": ""}.items()]
         with (folder / "log").open("wb") as log:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -25,6 +25,7 @@ _COMPLEMENT = bytes(255 - byte for byte in range(256))
 class Record:
     """One entity: about 200 bytes of JSON, the same bytes in place of its serialized message, three index keys."""
 
+    number: int
     id: str
     data: bytes
     city_key: bytes
@@ -36,18 +37,15 @@ class Record:
         return self.city_key, self.population_key, self.place_key
 
 
-def records(rng: random.Random, count: int) -> Iterator[Record]:
-    """Yield *count* entities with ids like the service's default (UUIDv7: 36 characters, rising)."""
-    for number in range(count):
+def records(rng: random.Random, numbers: Iterable[int]) -> Iterator[Record]:
+    """Yield an entity per number, with ids like the service's default (UUIDv7: 36 characters, rising)."""
+    for number in numbers:
         milliseconds = f"{1_700_000_000_000 + number:012x}"
         tail = f"{rng.getrandbits(76):019x}"
-        yield record(
-            rng, f"{milliseconds[:8]}-{milliseconds[8:]}-7{tail[:3]}-{tail[3:7]}-{tail[7:]}", status=rng.random() < 0.5
-        )
+        yield _record(rng, number, f"{milliseconds[:8]}-{milliseconds[8:]}-7{tail[:3]}-{tail[3:7]}-{tail[7:]}")
 
 
-def record(rng: random.Random, id_: str, *, status: bool) -> Record:
-    """Return a new state of entity *id_*."""
+def _record(rng: random.Random, number: int, id_: str) -> Record:
     city, country = f"City {rng.randrange(40_000)}", rng.choice(COUNTRIES)
     population, elevation = round(rng.random() * MAX_POPULATION), round(rng.random() * MAX_ELEVATION, 1)
     data = orjson.dumps(
@@ -60,10 +58,11 @@ def record(rng: random.Random, id_: str, *, status: bool) -> Record:
             "elevation": elevation,
             "latitude": round(rng.uniform(-90, 90), 5),
             "longitude": round(rng.uniform(-180, 180), 5),
-            "open": status,
+            "open": rng.random() < 0.5,
         }
     )
-    return Record(id_, data, string_key(city), descending(number_key(population)), place_key(country, elevation))
+    keys = string_key(city), descending(number_key(population)), place_key(country, elevation)
+    return Record(number, id_, data, *keys)
 
 
 def string_key(value: str) -> bytes:
