@@ -1,0 +1,203 @@
+"""Pieces that edge and sidecars share: listeners, clusters, TLS, access logs."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any, TypeAlias
+
+from strandline_gateway.topology import Topology, certificate_files
+
+Json: TypeAlias = dict[str, Any]
+
+EXTENSIONS = "type.googleapis.com/envoy.extensions"
+# Beyond this many open connections new ones are closed at once: memory stays bounded.
+MAX_CONNECTIONS = 20_000
+
+
+def typed(kind: str, **fields: Any) -> Json:
+    """An ``Any`` of the extension message *kind*, named below ``envoy.extensions``."""
+    return {"@type": f"{EXTENSIONS}.{kind}", **fields}
+
+
+def extension(name: str, kind: str, **fields: Any) -> Json:
+    """A named extension and its configuration."""
+    return {"name": name, "typed_config": typed(kind, **fields)}
+
+
+def router(**fields: Any) -> Json:
+    """The last HTTP filter. Envoy's own headers stay inside."""
+    return extension(
+        "envoy.filters.http.router", "filters.http.router.v3.Router", suppress_envoy_headers=True, **fields
+    )
+
+
+def tcp_address(host_and_port: str) -> Json:
+    host, _, port = host_and_port.rpartition(":")
+    return {"socket_address": {"address": host, "port_value": int(port)}}
+
+
+def pipe_address(path: str) -> Json:
+    """A unix socket that only the owner may open."""
+    return {"pipe": {"path": path, "mode": 0o600}}
+
+
+def bootstrap(name: str, admin_socket: str, listeners: list[Json], clusters: list[Json]) -> Json:
+    """The whole configuration of one Envoy."""
+    return {
+        "node": {"id": name, "cluster": name},
+        "admin": {"address": pipe_address(admin_socket)},
+        "static_resources": {"listeners": listeners, "clusters": clusters},
+        "overload_manager": {
+            "resource_monitors": [
+                extension(
+                    "envoy.resource_monitors.global_downstream_max_connections",
+                    "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                    max_active_downstream_connections=MAX_CONNECTIONS,
+                )
+            ]
+        },
+    }
+
+
+def listener(name: str, address: Json, manager: Json, transport_socket: Json | None = None) -> Json:
+    """A listener with one HTTP connection manager."""
+    chain: Json = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+    if transport_socket is not None:
+        chain["transport_socket"] = transport_socket
+    return {
+        "name": name,
+        "address": address,
+        "filter_chains": [chain],
+        "per_connection_buffer_limit_bytes": 64 * 1024,
+    }
+
+
+def connection_manager(name: str, virtual_hosts: list[Json], filters: list[Json], **fields: Any) -> Json:
+    """An HTTP connection manager whose routes are fixed."""
+    return typed(
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=name,
+        route_config={"name": name, "virtual_hosts": virtual_hosts},
+        http_filters=filters,
+        server_header_transformation="PASS_THROUGH",
+        normalize_path=True,
+        merge_slashes=True,
+        path_with_escaped_slashes_action="REJECT_REQUEST",
+        http2_protocol_options={
+            "max_concurrent_streams": 1000,
+            "initial_stream_window_size": 256 * 1024,
+            "initial_connection_window_size": 1024 * 1024,
+        },
+        **fields,
+    )
+
+
+def mesh_server(topology: Topology, certificates: str) -> Json:
+    """TLS of an inbound listener: 1.3 only, and only for workloads of the trust domain."""
+    certificate, key, authority = certificate_files(certificates)
+    return extension(
+        "envoy.transport_sockets.tls",
+        "transport_sockets.tls.v3.DownstreamTlsContext",
+        require_client_certificate=True,
+        common_tls_context={
+            **tls_files(certificate, key),
+            "validation_context": {
+                "trusted_ca": {"filename": authority},
+                "match_typed_subject_alt_names": [san({"prefix": topology.spiffe_id("")})],
+            },
+            "alpn_protocols": ["h2", "http/1.1"],
+        },
+    )
+
+
+def mesh_client(topology: Topology, certificates: str, target: str, protocol: str) -> Json:
+    """TLS towards the sidecar of *target*, whose identity is checked; *protocol* is ``h2`` or ``http/1.1``."""
+    certificate, key, authority = certificate_files(certificates)
+    return extension(
+        "envoy.transport_sockets.tls",
+        "transport_sockets.tls.v3.UpstreamTlsContext",
+        common_tls_context={
+            **tls_files(certificate, key),
+            "validation_context": {
+                "trusted_ca": {"filename": authority},
+                "match_typed_subject_alt_names": [san({"exact": topology.spiffe_id(target)})],
+            },
+            "alpn_protocols": [protocol],
+        },
+    )
+
+
+def tls_files(certificate: str, key: str) -> Json:
+    return {
+        "tls_certificates": [{"certificate_chain": {"filename": certificate}, "private_key": {"filename": key}}],
+        # Both bounds: with the lower one alone Envoy's client finds no version in common.
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+    }
+
+
+def san(matcher: Json) -> Json:
+    return {"san_type": "URI", "matcher": matcher}
+
+
+def cluster(name: str, address: Json, protocol: str, transport_socket: Json | None = None) -> Json:
+    """One upstream, reached by *protocol* ``h2`` or ``http/1.1``."""
+    host = address.get("socket_address", {}).get("address", "")
+    options: Json = {"http2_protocol_options": {}} if protocol == "h2" else {"http_protocol_options": {}}
+    fields: Json = {
+        "name": name,
+        "type": "STATIC" if not host or is_ip(host) else "STRICT_DNS",
+        # A part that was just started is tried at once: the platform starts in any order.
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
+                "upstreams.http.v3.HttpProtocolOptions", explicit_http_config=options
+            )
+        },
+        # Feeds hold a request (and over HTTP/1.1 a connection) for hours.
+        "circuit_breakers": {
+            "thresholds": [
+                {"max_connections": MAX_CONNECTIONS, "max_requests": MAX_CONNECTIONS, "max_pending_requests": 4096}
+            ]
+        },
+    }
+    if transport_socket is not None:
+        fields["transport_socket"] = transport_socket
+    return fields
+
+
+def is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def access_log(**fields: str) -> list[Json]:
+    """One JSON line per request on standard output. Never the query: filters hold users' data."""
+    log_format = {
+        "time": "%START_TIME%",
+        "method": "%REQ(:METHOD)%",
+        "path": "%PATH(NQ:ORIG)%",
+        "route": "%ROUTE_NAME%",
+        "status": "%RESPONSE_CODE%",
+        "grpc_status": "%GRPC_STATUS%",
+        "flags": "%RESPONSE_FLAGS%",
+        "details": "%RESPONSE_CODE_DETAILS%",
+        "milliseconds": "%DURATION%",
+        "received": "%BYTES_RECEIVED%",
+        "sent": "%BYTES_SENT%",
+        "request_id": "%REQ(X-REQUEST-ID)%",
+        **fields,
+    }
+    return [
+        extension(
+            "envoy.access_loggers.stdout",
+            "access_loggers.stream.v3.StdoutAccessLog",
+            log_format={"json_format": log_format},
+        )
+    ]
