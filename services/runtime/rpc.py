@@ -1,4 +1,4 @@
-"""gRPC on one side, handlers of ``(request, call)`` on the other. Only this file and ``server.py`` know grpcio's server.
+"""gRPC on one side, handlers of ``(request, call)`` on the other. Only this file and ``server.py`` know its server.
 
 A handler is an ``async`` method named after the RPC in snake_case. It returns the response, as a message or already
 serialized; of a streaming RPC it is an async generator of either. It raises ``errors.Error``; what that means on the
@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import psycopg
@@ -20,10 +20,10 @@ from google.protobuf import any_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from strandline.rpc.v1 import access_pb2
 
 from services.runtime import errors, telemetry
 from services.runtime.call import Call
-from strandline.rpc.v1 import access_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def adapt_unary(method: Method, handler: Any, admit: Admission) -> Any:
         except Exception as failure:
             status = status_of(failure, method.path)
             code = grpc_code(status).name
-            await abort(context, failure, status)
+            return await abort(context, failure, status)
         finally:
             observe(code, time.perf_counter() - started)
 
@@ -171,7 +171,7 @@ def grpc_code(status: status_pb2.Status) -> grpc.StatusCode:
     return next(code for code in grpc.StatusCode if code.value[0] == status.code)
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], failure: Exception, status: status_pb2.Status) -> None:
+async def abort(context: grpc.aio.ServicerContext[Any, Any], failure: Exception, status: status_pb2.Status) -> NoReturn:
     """End the RPC. The only caller of ``context.abort``, which raises."""
     trailers: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", status.SerializeToString())]
     if isinstance(failure, errors.Error) and failure.http_status is not None:

@@ -1,0 +1,377 @@
+"""The log: what was committed, in order, encoded once and ready to be sent on.
+
+Four tables in the database of every owner of a log (``LOG_TABLES``, made by the service's first migration):
+
+``heads``     one row per namespace: epoch, newest revision, its commit time, and the horizon
+``units``     one row per revision: the serialized ``strandline.stream.v1.Unit``
+``versions``  (namespace, type, id, revision) to a slice of a unit: history is an index onto the log, not a second copy
+``requests``  what was answered to a request id, for 24 hours
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import LiteralString
+
+from services.runtime import wire
+from services.runtime.database import (
+    Database,
+    Row,
+    Statement,
+    packed_bytea,
+    packed_int8,
+    packed_text,
+    packed_timestamptz,
+)
+from services.runtime.errors import InvalidArgument, OutOfRange
+
+MAX_UNIT_BYTES = 3 * 2**20
+REQUEST_LIFE = timedelta(hours=24)
+
+# Values of strandline.stream.v1.Change.Kind.
+CREATED, UPDATED, DELETED, UNDELETED, PURGED, EXPIRED, SCHEMA_CHANGED = range(1, 8)
+
+LOG_TABLES: tuple[LiteralString, ...] = (
+    """CREATE TABLE heads (
+        namespace text COLLATE "C" PRIMARY KEY,
+        epoch text NOT NULL,
+        revision bigint NOT NULL DEFAULT 0,
+        commit_time timestamptz NOT NULL DEFAULT '1970-01-01Z',
+        horizon bigint NOT NULL DEFAULT 0
+    ) WITH (fillfactor = 50)""",
+    """CREATE TABLE units (
+        namespace text COLLATE "C" NOT NULL,
+        revision bigint NOT NULL,
+        commit_time timestamptz NOT NULL,
+        body bytea NOT NULL,
+        PRIMARY KEY (namespace, revision)
+    )""",
+    # Not compressed, so that one version is a slice that is read without the rest of its unit.
+    "ALTER TABLE units ALTER COLUMN body SET STORAGE EXTERNAL",
+    """CREATE TABLE versions (
+        namespace text COLLATE "C" NOT NULL,
+        type text COLLATE "C" NOT NULL,
+        id text COLLATE "C" NOT NULL,
+        revision bigint NOT NULL,
+        kind smallint NOT NULL,
+        start integer NOT NULL,
+        length integer NOT NULL,
+        PRIMARY KEY (namespace, type, id, revision)
+    )""",
+    """CREATE TABLE requests (
+        namespace text COLLATE "C" NOT NULL,
+        principal text COLLATE "C" NOT NULL,
+        method text COLLATE "C" NOT NULL,
+        request_id text COLLATE "C" NOT NULL,
+        body_hash bytea NOT NULL,
+        revision bigint NOT NULL,
+        answer bytea NOT NULL,
+        create_time timestamptz NOT NULL,
+        PRIMARY KEY (namespace, principal, method, request_id)
+    )""",
+    # Taking the lock first, and in a statement of its own, is what makes every later statement of the transaction see
+    # all earlier commits of the namespace: under READ COMMITTED each one has a snapshot taken after the lock.
+    """CREATE FUNCTION lock_head(wanted text) RETURNS TABLE (epoch text, revision bigint, commit_time timestamptz)
+    LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM set_config('app.namespace', wanted, true);
+        RETURN QUERY SELECT h.epoch, h.revision, greatest(h.commit_time + interval '1 us', clock_timestamp())
+            FROM heads h WHERE h.namespace = wanted FOR UPDATE;
+    END $$""",
+)
+
+
+def row_security(table: LiteralString) -> tuple[LiteralString, ...]:
+    """Statements that hide other namespaces' rows of *table*, from its owner too."""
+    mine: LiteralString = "namespace = current_setting('app.namespace', true)"
+    return (
+        "ALTER TABLE " + table + " ENABLE ROW LEVEL SECURITY",
+        "ALTER TABLE " + table + " FORCE ROW LEVEL SECURITY",
+        "CREATE POLICY namespace ON " + table + " USING (" + mine + ") WITH CHECK (" + mine + ")",
+    )
+
+
+# Heads hold no content and are read for many namespaces at once; only writing them is restricted.
+LOG_ROW_SECURITY: tuple[LiteralString, ...] = (
+    *row_security("heads"),
+    "CREATE POLICY positions ON heads FOR SELECT USING (true)",
+    *row_security("units"),
+    *row_security("versions"),
+    *row_security("requests"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The position of one log; nothing at or below *horizon* can be read any more."""
+
+    namespace: str
+    epoch: str
+    revision: int
+    horizon: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of a unit. *entity* and *previous* are serialized ``Entity`` (for a type: ``EntityType``)."""
+
+    kind: int
+    type: str
+    id: str
+    entity: bytes = b""
+    previous: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """Where one version of an entity lies inside its unit."""
+
+    type: str
+    id: str
+    kind: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedUnit:
+    """A unit as the log keeps it."""
+
+    revision: int
+    commit_time: datetime
+    body: bytes
+    versions: tuple[Version, ...]
+
+
+def encode_unit(
+    revision: int, commit_time: datetime, actor: str, request_id: str, changes: Sequence[Change]
+) -> LoggedUnit:
+    """Serialize a unit. ``UNIT_TOO_LARGE`` above 3 MiB, new and previous data included."""
+    header = b"".join(
+        (
+            wire.integer(1, revision),
+            wire.timestamp(2, commit_time),
+            wire.text(3, actor),
+            wire.text(4, request_id),
+        )
+    )
+    parts = [header]
+    at = len(header)
+    versions = []
+    for change in changes:
+        kind = wire.integer(1, change.kind)
+        schema = change.kind == SCHEMA_CHANGED
+        entity = wire.delimited(4 if schema else 2, change.entity) if change.entity else b""
+        previous = wire.delimited(5 if schema else 3, change.previous) if change.previous else b""
+        size = len(kind) + len(entity) + len(previous)
+        prefix = b"\x2a" + wire.varint(size)
+        if not schema:
+            start = at + len(prefix) + len(kind) + len(entity) - len(change.entity)
+            versions.append(Version(change.type, change.id, change.kind, start, len(change.entity)))
+        parts += (prefix, kind, entity, previous)
+        at += len(prefix) + size
+    if at > MAX_UNIT_BYTES:
+        raise InvalidArgument(
+            "UNIT_TOO_LARGE",
+            f"the unit takes {at} bytes in the feed, old and new content together; split it",
+            limit=str(MAX_UNIT_BYTES),
+        )
+    return LoggedUnit(revision, commit_time, b"".join(parts), tuple(versions))
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredRequest:
+    """What a request id was answered with."""
+
+    principal: str
+    method: str
+    request_id: str
+    body_hash: bytes
+    revision: int
+    answer: bytes
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.principal, self.method, self.request_id)
+
+
+LOCK_HEAD: LiteralString = "SELECT epoch, revision, commit_time FROM lock_head(%s)"
+CREATE_HEAD: LiteralString = "INSERT INTO heads (namespace, epoch) VALUES (%s, %s) ON CONFLICT DO NOTHING"
+
+
+def find_requests(namespace: str, keys: Sequence[tuple[str, str, str]]) -> Statement:
+    """Rows (principal, method, request id, body hash, revision, answer) of those already answered."""
+    principals, methods, request_ids = zip(*keys, strict=True)
+    return Statement(
+        """SELECT r.principal, r.method, r.request_id, r.body_hash, r.revision, r.answer
+        FROM unnest(%s::text[], %s::text[], %s::text[]) AS k (principal, method, request_id)
+        JOIN requests r ON r.namespace = %s AND r.principal = k.principal AND r.method = k.method
+            AND r.request_id = k.request_id AND r.create_time > now() - interval '24 hours'""",
+        (packed_text(principals), packed_text(methods), packed_text(request_ids), namespace),
+    )
+
+
+def append(namespace: str, units: Sequence[LoggedUnit], answers: Sequence[AnsweredRequest]) -> list[Statement]:
+    """Statements that write *units*, their versions, what was answered, and move the head."""
+    statements = []
+    if units:
+        last = units[-1]
+        statements.append(
+            Statement(
+                """WITH new_units AS (
+                    INSERT INTO units (namespace, revision, commit_time, body)
+                    SELECT %s, * FROM unnest(%s::int8[], %s::timestamptz[], %s::bytea[])
+                )
+                UPDATE heads SET revision = %s, commit_time = %s WHERE namespace = %s""",
+                (
+                    namespace,
+                    packed_int8(unit.revision for unit in units),
+                    packed_timestamptz(unit.commit_time for unit in units),
+                    packed_bytea(unit.body for unit in units),
+                    last.revision,
+                    last.commit_time,
+                    namespace,
+                ),
+            )
+        )
+    versions = [(unit.revision, version) for unit in units for version in unit.versions]
+    if versions:
+        statements.append(
+            Statement(
+                """INSERT INTO versions (namespace, type, id, revision, kind, start, length)
+                SELECT %s, * FROM unnest(%s::text[], %s::text[], %s::int8[], %s::int8[], %s::int8[], %s::int8[])""",
+                (
+                    namespace,
+                    packed_text(version.type for _, version in versions),
+                    packed_text(version.id for _, version in versions),
+                    packed_int8(revision for revision, _ in versions),
+                    packed_int8(version.kind for _, version in versions),
+                    packed_int8(version.start for _, version in versions),
+                    packed_int8(version.length for _, version in versions),
+                ),
+            )
+        )
+    if answers:
+        statements.append(
+            Statement(
+                """INSERT INTO requests
+                    (namespace, principal, method, request_id, body_hash, revision, answer, create_time)
+                SELECT %s, *, now()
+                FROM unnest(%s::text[], %s::text[], %s::text[], %s::bytea[], %s::int8[], %s::bytea[])
+                ON CONFLICT (namespace, principal, method, request_id) DO UPDATE SET body_hash = excluded.body_hash,
+                    revision = excluded.revision, answer = excluded.answer, create_time = excluded.create_time""",
+                (
+                    namespace,
+                    packed_text(answer.principal for answer in answers),
+                    packed_text(answer.method for answer in answers),
+                    packed_text(answer.request_id for answer in answers),
+                    packed_bytea(answer.body_hash for answer in answers),
+                    packed_int8(answer.revision for answer in answers),
+                    packed_bytea(answer.answer for answer in answers),
+                ),
+            )
+        )
+    return statements
+
+
+def select_head(namespace: str) -> Statement:
+    """The head, as a row for ``head_of``."""
+    return Statement("SELECT epoch, revision, horizon FROM heads WHERE namespace = %s", (namespace,))
+
+
+def head_of(namespace: str, rows: Sequence[Row], epoch: str) -> Head:
+    """The head read by ``select_head``; a namespace that nothing was written to yet is at 0 of *epoch*."""
+    return Head(namespace, *rows[0]) if rows else Head(namespace, epoch, 0)
+
+
+async def read_heads(database: Database, namespaces: Sequence[str]) -> list[Head]:
+    """The heads of those *namespaces* that have one."""
+    (rows,) = await database.read(
+        "",
+        Statement(
+            "SELECT namespace, epoch, revision, horizon FROM heads WHERE namespace = ANY(%s::text[])",
+            (packed_text(namespaces),),
+        ),
+    )
+    return [Head(*row) for row in rows]
+
+
+async def read_units(
+    database: Database, namespace: str, after: int, to: int, max_bytes: int
+) -> tuple[Head | None, list[bytes]]:
+    """The head, and the units in ``(after, to]`` (to 0: the head) up to *max_bytes*, at least one if there is one.
+
+    Raises:
+        OutOfRange: *after* lies below the horizon (COMPACTED).
+    """
+    head_rows, rows = await database.read(
+        namespace,
+        select_head(namespace),
+        # The running sum stops the read; a window over the whole rest of the log would read all of it, hence the limit.
+        Statement(
+            """SELECT body FROM (
+                SELECT revision, body, sum(octet_length(body)) OVER (ORDER BY revision) - octet_length(body) AS before
+                FROM (SELECT revision, body FROM units WHERE namespace = %s AND revision > %s AND revision <= %s
+                    ORDER BY revision LIMIT 5000) page
+            ) sized WHERE before = 0 OR before + octet_length(body) <= %s ORDER BY revision""",
+            (namespace, after, to or 2**62, max_bytes),
+        ),
+    )
+    if not head_rows:
+        return None, []
+    head = head_of(namespace, head_rows, "")
+    if after < head.horizon:
+        raise OutOfRange(
+            "COMPACTED", "that part of the log is gone; start with a snapshot", horizon_revision=str(head.horizon)
+        )
+    return head, [body for (body,) in rows]
+
+
+async def find_revision(database: Database, namespace: str, moment: datetime) -> tuple[int, Head | None]:
+    """The last revision committed at or before *moment* (0 before the first), and the head.
+
+    Commit times rise with revisions, so this is a binary search over the primary key.
+    """
+    (head_rows,) = await database.read(namespace, select_head(namespace))
+    if not head_rows:
+        return 0, None
+    head = head_of(namespace, head_rows, "")
+    low, high = head.horizon, head.revision
+    while low < high:
+        middle = (low + high + 1) // 2
+        (rows,) = await database.read(
+            namespace,
+            Statement(
+                "SELECT commit_time <= %s FROM units WHERE namespace = %s AND revision = %s",
+                (moment, namespace, middle),
+            ),
+        )
+        if rows and rows[0][0]:
+            low = middle
+        else:
+            high = middle - 1
+    return low, head
+
+
+def select_versions(namespace: str, keys: Sequence[tuple[str, str]], revision: int) -> Statement:
+    """Rows (type, id, kind, serialized Entity) of each (type, id): its newest version at or before *revision*."""
+    types, ids = zip(*keys, strict=True)
+    return Statement(
+        """SELECT k.type, k.id, v.kind, substring(u.body FROM v.start + 1 FOR v.length)
+        FROM unnest(%s::text[], %s::text[]) AS k (type, id)
+        CROSS JOIN LATERAL (SELECT * FROM versions WHERE namespace = %s AND type = k.type AND id = k.id
+            AND revision <= %s ORDER BY revision DESC LIMIT 1) v
+        JOIN units u ON u.namespace = %s AND u.revision = v.revision""",
+        (packed_text(types), packed_text(ids), namespace, revision, namespace),
+    )
+
+
+async def forget_requests(database: Database, namespace: str) -> None:
+    """Remove what was answered more than 24 hours ago."""
+    async with database.connection() as connection, connection.transaction():
+        await connection.execute("SELECT set_config('app.namespace', %s, true)", (namespace,))
+        await connection.execute(
+            "DELETE FROM requests WHERE namespace = %s AND create_time < now() - interval '24 hours'", (namespace,)
+        )

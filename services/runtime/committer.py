@@ -1,0 +1,355 @@
+"""Group commit: every unit that waits in a namespace goes into one transaction, decided under the head's lock.
+
+One lane per namespace and process. A lane takes all waiting units whose footprints are disjoint, and commits them in
+two pipelined round trips and one fsync: (1) lock the head, look up request ids, read what the units need; decide each
+unit in arrival order, in plain Python; (2) append to the log, apply the rows, COMMIT. Because everything is decided
+under the lock and before the first row is written, one unit's refusal never fails its neighbours, and two replicas
+order each other by the head row. If a statement still fails, the batch is bisected until only the guilty unit fails.
+A connection lost inside COMMIT is answered by committing the same batch again: a request id that is found was
+committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Generic, Protocol, TypeVar
+
+import psycopg
+
+from services.runtime import changelog
+from services.runtime.call import Namespace
+from services.runtime.changelog import AnsweredRequest, Change, Head, LoggedUnit
+from services.runtime.database import Connection, Database, Row, Statement, pipeline
+from services.runtime.errors import Error, InvalidArgument, Unavailable
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH_UNITS = 1000
+MAX_BATCH_BYTES = 8 * 2**20
+MAX_WAITING_UNITS = 20_000
+# How long a batch is tried again after its connection was lost.
+RECONNECT_SECONDS = 10.0
+
+
+@dataclass(kw_only=True, eq=False)
+class Unit:
+    """One atomic unit that waits to be committed.
+
+    ``exclusive`` names what the unit writes (entity names, unique values), ``shared`` what it only refers to: two
+    units with a conflict never share a batch. ``method`` and ``body_hash`` make a repeated ``request_id`` answerable.
+    ``size`` is about how many bytes the unit will take.
+    """
+
+    actor: str
+    method: str
+    request_id: str
+    body_hash: bytes
+    exclusive: frozenset[Hashable]
+    shared: frozenset[Hashable] = frozenset()
+    size: int = 1000
+    validate_only: bool = False
+
+    @property
+    def request_key(self) -> tuple[str, str, str]:
+        return (self.actor, self.method, self.request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a unit gets if it changes something."""
+
+    namespace: str
+    epoch: str
+    revision: int
+    commit_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a unit will do: its changes (none: it changes nothing and takes no revision), and its answer.
+
+    ``answer`` is kept with the request id and must suffice to answer a repetition; ``result`` goes to this caller.
+    """
+
+    changes: Sequence[Change]
+    answer: bytes = b""
+    result: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """An acknowledged unit. ``result`` is None for a repeated request: read it from ``answer`` and the log."""
+
+    revision: int
+    epoch: str
+    answer: bytes
+    result: Any = None
+
+
+U = TypeVar("U", bound=Unit)
+U_contra = TypeVar("U_contra", bound=Unit, contravariant=True)
+
+
+class Round(Protocol[U_contra]):
+    """One batch under the lock. Nothing here awaits."""
+
+    def decide(self, unit: U_contra, stamp: Stamp) -> Decision:
+        """What *unit* does at *stamp*; raises ``Error`` to refuse it. Must leave no trace when it raises."""
+        ...
+
+    def writes(self, accepted: Sequence[tuple[U_contra, Stamp]]) -> Sequence[Statement]:
+        """Statements that apply the rows of the *accepted* units (those with changes, not ``validate_only``)."""
+        ...
+
+
+class Ledger(Protocol[U_contra]):
+    """What a service adds to the transaction: what it reads under the lock, and its rules."""
+
+    def reads(self, namespace: str, units: Sequence[U_contra]) -> Sequence[Statement]:
+        """What deciding *units* needs, set-based."""
+        ...
+
+    def open_round(self, namespace: str, units: Sequence[U_contra], rows: Sequence[list[Row]]) -> Round[U_contra]:
+        """A round over what was read: *rows* in the order of ``reads``."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting(Generic[U]):
+    unit: U
+    done: asyncio.Future[Receipt]
+
+
+@dataclass(eq=False)
+class _Lane(Generic[U]):
+    namespace: Namespace
+    waiting: deque[_Waiting[U]] = field(default_factory=deque)
+    worker: asyncio.Task[None] | None = None
+
+    def take(self) -> list[_Waiting[U]]:
+        """The next batch: waiting units in order, without those that conflict with an earlier one."""
+        batch: list[_Waiting[U]] = []
+        left: deque[_Waiting[U]] = deque()
+        written: set[Hashable] = set()
+        referred: set[Hashable] = set()
+        size = 0
+        while self.waiting:
+            item = self.waiting.popleft()
+            if item.done.done():  # the caller went away
+                continue
+            unit = item.unit
+            exclusive = unit.exclusive | {("request", unit.request_key)}
+            full = len(batch) >= MAX_BATCH_UNITS or (bool(batch) and size + unit.size > MAX_BATCH_BYTES)
+            conflict = not written.isdisjoint(exclusive | unit.shared) or not referred.isdisjoint(exclusive)
+            # A unit that has to wait still blocks its footprint: later units on the same names must not overtake it.
+            written |= exclusive
+            referred |= unit.shared
+            if full or conflict:
+                left.append(item)
+                if full:
+                    break
+            else:
+                batch.append(item)
+                size += unit.size
+        left.extend(self.waiting)
+        self.waiting = left
+        return batch
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one transaction added to a log: the units in ``(after, head.revision]``."""
+
+    head: Head
+    after: int
+    units: Sequence[bytes]
+
+
+class Committer(Generic[U]):
+    """Commits units to the logs of one database."""
+
+    def __init__(self, database: Database, ledger: Ledger[U], published: Callable[[Commit], None]) -> None:
+        """*published* is told of each commit, in the order of revisions within a namespace; it must not raise."""
+        self._database = database
+        self._ledger = ledger
+        self._published = published
+        self._lanes: dict[tuple[str, str], _Lane[U]] = {}
+
+    async def commit(self, namespace: Namespace, unit: U) -> Receipt:
+        """Commit *unit*; returns when it is on disk.
+
+        Raises:
+            Error: the unit was refused, and changed nothing.
+            Unavailable: nothing is known of the unit, or too many wait: repeat it with the same ``request_id``.
+        """
+        return await self.submit(namespace, unit)
+
+    def submit(self, namespace: Namespace, unit: U) -> asyncio.Future[Receipt]:
+        """Queue *unit* and return its outcome as a future. Units on the same names apply in the order of submission."""
+        if not unit.request_id:
+            unit.request_id = uuid.uuid4().hex
+        key = (namespace.id, namespace.epoch)
+        lane = self._lanes.setdefault(key, _Lane(namespace))
+        if len(lane.waiting) >= MAX_WAITING_UNITS:
+            raise Unavailable("OVERLOADED", "too many writes wait in this namespace; retry")
+        done: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        lane.waiting.append(_Waiting(unit, done))
+        if lane.worker is None:
+            lane.worker = asyncio.create_task(self._work(key, lane))
+        return done
+
+    async def drain(self) -> None:
+        """Wait until everything that was submitted is answered."""
+        workers = [lane.worker for lane in self._lanes.values() if lane.worker is not None]
+        await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _work(self, key: tuple[str, str], lane: _Lane[U]) -> None:
+        try:
+            while batch := lane.take():
+                await self._commit_or_bisect(lane.namespace, batch)
+        finally:
+            lane.worker = None
+            if not lane.waiting:
+                self._lanes.pop(key, None)
+
+    async def _commit_or_bisect(self, namespace: Namespace, batch: Sequence[_Waiting[U]]) -> None:
+        try:
+            await self._commit_through_reconnects(namespace, batch)
+        except Exception as failure:
+            guilty_alone = len(batch) == 1 or isinstance(failure, (Error, psycopg.OperationalError))
+            if not guilty_alone:
+                middle = len(batch) // 2
+                await self._commit_or_bisect(namespace, batch[:middle])
+                await self._commit_or_bisect(namespace, batch[middle:])
+                return
+            for item in batch:
+                if not item.done.done():
+                    item.done.set_exception(failure)
+
+    async def _commit_through_reconnects(self, namespace: Namespace, batch: Sequence[_Waiting[U]]) -> None:
+        deadline = asyncio.get_running_loop().time() + RECONNECT_SECONDS
+        pause = 0.02
+        while True:
+            try:
+                async with self._database.connection() as connection:
+                    await self._attempt(connection, namespace, batch)
+                return
+            except psycopg.OperationalError as failure:
+                if asyncio.get_running_loop().time() + pause > deadline:
+                    raise
+                logger.warning("commit to %s is tried again: %s", namespace.id, failure)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 0.5)
+                await self._database.close()
+
+    async def _attempt(self, connection: Connection, namespace: Namespace, batch: Sequence[_Waiting[U]]) -> None:
+        units = [item.unit for item in batch]
+        try:
+            (_, head_rows, request_rows, *rows) = await pipeline(
+                connection,
+                Statement("BEGIN"),
+                Statement(changelog.LOCK_HEAD, (namespace.id,)),
+                changelog.find_requests(namespace.id, [unit.request_key for unit in units]),
+                *self._ledger.reads(namespace.id, units),
+            )
+            if not head_rows:
+                await self._create_head(connection, namespace)
+                return await self._attempt(connection, namespace, batch)
+            epoch, revision, commit_time = head_rows[0]
+            if epoch != namespace.epoch:
+                raise Unavailable("OVERLOADED", "the namespace is being made anew; retry")
+            known = {request.key: request for request in (AnsweredRequest(*row) for row in request_rows)}
+            outcome = _decide(
+                self._ledger.open_round(namespace.id, units, rows),
+                units,
+                known,
+                Stamp(namespace.id, epoch, revision, commit_time),
+            )
+            if outcome.answers:
+                statements = [
+                    *changelog.append(namespace.id, outcome.logged, outcome.answers),
+                    *outcome.round.writes(outcome.accepted),
+                    Statement("COMMIT"),
+                ]
+                await pipeline(connection, *statements)
+            else:
+                await connection.rollback()
+        except BaseException:
+            if not connection.closed:
+                await connection.rollback()
+            raise
+        if outcome.logged:
+            head = Head(namespace.id, epoch, outcome.logged[-1].revision)
+            self._published(Commit(head, revision, [unit.body for unit in outcome.logged]))
+        for item, result in zip(batch, outcome.results, strict=True):
+            if item.done.done():
+                continue
+            if isinstance(result, Exception):
+                item.done.set_exception(result)
+            else:
+                item.done.set_result(result)
+
+    async def _create_head(self, connection: Connection, namespace: Namespace) -> None:
+        # lock_head has set the namespace for row-level security; the insert may lose to another replica.
+        await pipeline(
+            connection,
+            Statement(changelog.CREATE_HEAD, (namespace.id, namespace.epoch)),
+            Statement("COMMIT"),
+        )
+
+
+@dataclass
+class _Outcome(Generic[U]):
+    round: Round[U]
+    logged: list[LoggedUnit] = field(default_factory=list)
+    answers: list[AnsweredRequest] = field(default_factory=list)
+    accepted: list[tuple[U, Stamp]] = field(default_factory=list)
+    results: list[Receipt | Exception] = field(default_factory=list)
+
+
+def _decide(
+    round_: Round[U], units: Sequence[U], known: dict[tuple[str, str, str], AnsweredRequest], head: Stamp
+) -> _Outcome[U]:
+    """Decide *units* in order; *head* is the current revision, and the commit time of the next one."""
+    outcome: _Outcome[U] = _Outcome(round_)
+    revision, commit_time = head.revision, head.commit_time
+    for unit in units:
+        try:
+            if (answered := known.get(unit.request_key)) and not unit.validate_only:
+                outcome.results.append(_repeat(unit, answered, head.epoch))
+                continue
+            stamp = Stamp(head.namespace, head.epoch, revision + 1, commit_time)
+            decision = round_.decide(unit, stamp)
+            encoded = None
+            if decision.changes:
+                encoded = changelog.encode_unit(
+                    stamp.revision, stamp.commit_time, unit.actor, unit.request_id, decision.changes
+                )
+        except Exception as failure:
+            if not isinstance(failure, Error):
+                logger.exception("a unit could not be decided")
+            outcome.results.append(failure)
+            continue
+        if unit.validate_only:
+            outcome.results.append(Receipt(revision, head.epoch, decision.answer, decision.result))
+            continue
+        if encoded:
+            outcome.logged.append(encoded)
+            outcome.accepted.append((unit, stamp))
+            revision += 1
+            commit_time += timedelta(microseconds=1)
+        outcome.answers.append(AnsweredRequest(*unit.request_key, unit.body_hash, revision, decision.answer))
+        outcome.results.append(Receipt(revision, head.epoch, decision.answer, decision.result))
+    return outcome
+
+
+def _repeat(unit: Unit, answered: AnsweredRequest, epoch: str) -> Receipt:
+    if answered.body_hash != unit.body_hash:
+        raise InvalidArgument("REQUEST_ID_REUSED", "the request id was used with another body", field="request_id")
+    return Receipt(answered.revision, epoch, answered.answer)

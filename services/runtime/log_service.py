@@ -1,0 +1,71 @@
+"""``LogService`` over the log of one database: how hubs and copies read what was committed."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import Protocol
+
+from strandline.stream.v1 import log_service_pb2 as pb
+
+from services.runtime import changelog
+from services.runtime.bus import head_message
+from services.runtime.call import Call
+from services.runtime.database import Database
+from services.runtime.errors import NotFound
+
+NAME = "strandline.stream.v1.LogService"
+DEFAULT_BYTES = 2**20
+
+
+class SnapshotReader(Protocol):
+    """Reads live entities as they were at a revision."""
+
+    async def read_snapshot(
+        self, namespace: str, revision: int, types: list[str], after: tuple[str, str], max_bytes: int
+    ) -> tuple[list[bytes], tuple[str, str] | None]:
+        """Serialized entities after (type, id) in that order, and where the page ends; None: nothing is left."""
+        ...
+
+
+class LogHandlers:
+    """The handlers of ``LogService``."""
+
+    def __init__(self, database: Database, snapshots: SnapshotReader) -> None:
+        self._database = database
+        self._snapshots = snapshots
+
+    async def get_heads(self, request: pb.GetHeadsRequest, call: Call) -> pb.GetHeadsResponse:
+        heads = await changelog.read_heads(self._database, request.namespace_ids)
+        return pb.GetHeadsResponse(heads=map(head_message, heads))
+
+    async def read_units(self, request: pb.ReadUnitsRequest, call: Call) -> pb.ReadUnitsResponse:
+        head, units = await changelog.read_units(
+            self._database,
+            request.namespace_id,
+            request.after_revision,
+            request.to_revision,
+            request.max_bytes or DEFAULT_BYTES,
+        )
+        return pb.ReadUnitsResponse(head=head_message(_existing(head)), units=units)
+
+    async def find_revision(self, request: pb.FindRevisionRequest, call: Call) -> pb.FindRevisionResponse:
+        moment = request.time.ToDatetime(tzinfo=UTC)
+        revision, head = await changelog.find_revision(self._database, request.namespace_id, moment)
+        return pb.FindRevisionResponse(revision=revision, head=head_message(_existing(head)))
+
+    async def read_snapshot(self, request: pb.ReadSnapshotRequest, call: Call) -> pb.ReadSnapshotResponse:
+        entities, end = await self._snapshots.read_snapshot(
+            request.namespace_id,
+            request.revision,
+            list(request.types),
+            (request.after_type, request.after_id),
+            request.max_bytes or DEFAULT_BYTES,
+        )
+        next_type, next_id = end or ("", "")
+        return pb.ReadSnapshotResponse(entities=entities, next_type=next_type, next_id=next_id)
+
+
+def _existing(head: changelog.Head | None) -> changelog.Head:
+    if head is None:
+        raise NotFound("NOT_FOUND", "nothing was written to this namespace yet")
+    return head
