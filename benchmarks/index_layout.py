@@ -21,8 +21,9 @@ from typing import Any, ParamSpec
 
 import orjson
 import psycopg
-from psycopg import Connection, errors, sql
+from psycopg import Connection, sql
 
+from benchmarks.ddl_waits import report_waits
 from benchmarks.layouts import (
     NAMESPACE,
     Layout,
@@ -40,7 +41,6 @@ from benchmarks.report import Report, stage, timed
 BATCH = 500
 SAMPLE = 30_000
 MAIN_TYPE = 0
-LOCK_TIMEOUT_MS = 300
 POLICIES = {
     "per_row": "namespace = current_setting('app.namespace', true)",
     "once": "namespace = (SELECT current_setting('app.namespace', true))",
@@ -376,31 +376,6 @@ class Bench:
         for type_ in sorted({type_ for type_, _ in batch}):
             self.per_type.insert(app, type_, [row for of, row in batch if of == type_])
 
-    def waiting_for_writers(self) -> None:
-        """1 if a statement that adds a type or an index waits for a transaction that has written and not ended."""
-        self.admin.execute(
-            "CREATE TABLE public.parent (type text, id int) PARTITION BY LIST (type);"
-            "CREATE TABLE public.leaf PARTITION OF public.parent FOR VALUES IN ('a');"
-            "CREATE TABLE public.plain (type text, id int)"
-        )
-        attempts = {
-            "create_table": ("plain", "CREATE TABLE public.added (type text, id int)"),
-            "create_partition": ("leaf", "CREATE TABLE public.leaf_b PARTITION OF public.parent FOR VALUES IN ('b')"),
-            "create_index": ("plain", "CREATE INDEX ON public.plain (id)"),
-            "create_index_concurrently": ("plain", "CREATE INDEX CONCURRENTLY ON public.plain (id)"),
-        }
-        writer = psycopg.connect(self.conninfo, autocommit=True)
-        self.admin.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
-        for name, (table, statement) in attempts.items():
-            with writer.transaction(force_rollback=True):
-                writer.execute(sql.SQL("INSERT INTO {} VALUES ('a', 1)").format(sql.Identifier("public", table)))
-                try:
-                    self.admin.execute(statement.encode())
-                    waited = False
-                except errors.LockNotAvailable:
-                    waited = True
-            self.report.add("per_type", f"waits_for_writer.{name}", waited, "bool", 0)
-
 
 def insert_mixed(table: OneTable, app: Connection, batch: Sequence[tuple[int, Record]]) -> None:
     table.insert_entities(app, batch)
@@ -448,7 +423,7 @@ def main() -> None:
             bench.fillfactors()
         with stage("many_types"):
             bench.many_types(arguments.types)
-            bench.waiting_for_writers()
+            report_waits(bench.report, bench.admin, conninfo)
     print(json.dumps({"name": "load_after", "value": os.getloadavg()[0], "unit": ""}))
     print(bench.report.table([layout.name for layout in bench.layouts]))
 
