@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.entity.page_tokens import list_binding, open_token, seal
+from services.runtime.page_tokens import list_binding, open_token, seal
 from services.runtime.errors import InvalidArgument
 
 KEY = bytes(32)

@@ -21,9 +21,14 @@ _PURPOSE: Final = b"strandline page token 1"
 
 
 def list_binding(*, namespace: str, type_id: str, filter: str, order_by: str, show_deleted: bool) -> bytes:
+    """Return the binding of a list of entities."""
+    return binding_of(namespace, type_id, filter, order_by, "deleted" if show_deleted else "")
+
+
+def binding_of(*parts: str) -> bytes:
     """Return 32 bytes that differ between any two lists whose positions must not be mixed."""
     digest = hashlib.sha256()
-    for part in (namespace, type_id, filter, order_by, "deleted" if show_deleted else ""):
+    for part in parts:
         text = part.encode()
         digest.update(len(text).to_bytes(4, "big") + text)
     return digest.digest()
@@ -34,7 +39,7 @@ def seal(key: bytes, binding: bytes, position: bytes) -> str:
 
     Args:
         key: secret, at least 32 bytes; the same in every replica.
-        binding: from ``list_binding``.
+        binding: from ``list_binding`` or ``binding_of``.
         position: where the next page begins; opaque here.
     """
     return base64.urlsafe_b64encode(position + _mac(key, binding, position)).rstrip(b"=").decode()
