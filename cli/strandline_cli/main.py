@@ -1,0 +1,136 @@
+"""The `strandline` command. Each command imports what it needs itself, so that `strandline token` stays fast."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from strandline_cli.home import Home
+
+app = typer.Typer(
+    help="Strandline on one machine: the real PostgreSQL, NATS and Envoy, for development only.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="Port of the edge; 0: any free one.", envvar="STRANDLINE_PORT")] = 8080,
+) -> None:
+    """Start everything and stay in the foreground. Ctrl-C drains and stops it; the data stays."""
+    from strandline_cli.console import Console
+    from strandline_cli.up import up as run
+
+    raise typer.Exit(run(Home.from_environment(), port, Console()))
+
+
+@app.command()
+def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Ask every part whether it serves. Exit code 0 only when all of them do."""
+    from strandline_cli.status import status as ask
+
+    answer = ask(Home.from_environment())
+    if as_json:
+        print(json.dumps(answer.as_json(), indent=2))
+    else:
+        print(f"REST {answer.rest}\ngRPC {answer.grpc}")
+        for part in answer.parts:
+            print(f"  {part.name:<15} {part.state:<8} {part.pid or '-':>8}  {part.address}")
+    raise typer.Exit(0 if answer.is_ready else 1)
+
+
+@app.command()
+def logs(
+    part: Annotated[str, typer.Argument(help="postgres, nats, user, entity, stream, <service>-sidecar or edge.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0)] = 200,
+) -> None:
+    """Show the end of a part's log."""
+    from strandline_cli.process import follow_log, last_lines
+
+    folder = Home.from_environment().logs
+    log = folder / f"{part}.log"
+    if not log.is_file() or log.parent != folder:
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.log"))) or "none yet"
+        _refuse(f"no log of {part!r} in {folder}; there are: {known}")
+    for line in last_lines(log, lines):
+        print(line)
+    if follow:
+        follow_log(log)
+
+
+@app.command()
+def down() -> None:
+    """Stop the platform that another terminal runs."""
+    from strandline_cli.process import stop_supervisor
+
+    home = Home.from_environment()
+    pid = home.holder()
+    if pid is None:
+        print(f"Nothing runs in {home.root}")
+    elif not stop_supervisor(home, pid):
+        _refuse(f"pid {pid} does not stop. Kill it: kill -9 {pid}")
+    else:
+        print("Stopped")
+
+
+@app.command()
+def reset(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """Remove all data, keys and logs of the local platform."""
+    home = Home.from_environment()
+    if (pid := home.holder()) is not None:
+        _refuse(f"Strandline runs in {home.root}, pid {pid}. First: strandline down")
+    if not yes:
+        typer.confirm(f"Remove everything in {home.root}?", abort=True)
+    home.erase()
+    print(f"{home.root} is empty")
+
+
+@app.command()
+def token() -> None:
+    """Print a fresh access token of the local administrator, who owns the namespace `demo`."""
+    from strandline_cli.api import ApiError
+    from strandline_cli.tokens import administrator_token
+
+    home = Home.from_environment()
+    state = home.load_state()
+    if state is None or home.holder() is None:
+        _refuse(f"nothing runs in {home.root}. First: strandline up")
+    try:
+        print(administrator_token(home, f"http://127.0.0.1:{state.ports.edge}"))
+    except (ApiError, OSError) as failure:
+        _refuse(f"no token: {failure}. See: strandline status")
+
+
+@app.command()
+def mail(as_json: Annotated[bool, typer.Option("--json", help="One JSON object per mail.")] = False) -> None:
+    """Print the mails that the platform sent, newest first. None of them left this machine."""
+    from strandline_cli.mail import read
+
+    for message in read(Home.from_environment().mail):
+        body = message.get_body(("plain", "html"))
+        text = body.get_content().strip() if body is not None else ""
+        headers = {name: str(message[name] or "") for name in ("date", "to", "subject")}
+        if as_json:
+            print(json.dumps(headers | {"text": text}))
+        else:
+            print("\n".join(f"{name.title()}: {value}" for name, value in headers.items()), text, "", sep="\n")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _refuse(text: str) -> NoReturn:
+    print(text, file=sys.stderr)
+    raise typer.Exit(1)
