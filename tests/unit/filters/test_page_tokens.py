@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.runtime.page_tokens import list_binding, open_token, seal
 from services.runtime.errors import InvalidArgument
+from services.runtime.page_tokens import list_binding, open_token, seal
 
 KEY = bytes(32)
 LIST: dict[str, Any] = {
