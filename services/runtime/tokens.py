@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from joserfc import jws
-from joserfc.errors import JoseError
+from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import OKPKey
 
 from services.runtime import wire
@@ -27,6 +28,8 @@ LEEWAY = 5
 MAX_TOKEN_BYTES = 4096
 _REMEMBERED = 10_000
 _SUBJECT = re.compile(r"[A-Za-z0-9:_-]{1,64}")
+# RFC 9864 renames the algorithm to "Ed25519"; Envoy, like most verifiers, knows it only by its older name.
+warnings.filterwarnings("ignore", "EdDSA is deprecated", SecurityWarning)
 _REGISTRY = jws.JWSRegistry(algorithms=["EdDSA"])
 
 

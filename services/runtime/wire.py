@@ -151,13 +151,17 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _check_json(item: Any, field: str, parent: str, key: str | int, depth: int) -> Any:
-    if isinstance(item, str):
-        return item if "\x00" not in item and item.isascii() else _checked_string(item, field, f"{parent}{key}")
     if item is None or isinstance(item, bool):
         return item
-    if isinstance(item, (int, float)):
-        return _checked_number(item, field, f"{parent}{key}")
+    if isinstance(item, str) and item.isascii() and "\x00" not in item:
+        return item
+    if isinstance(item, int) and -MAX_INTEGER <= item <= MAX_INTEGER:
+        return item
     pointer = f"{parent}{_escape(str(key))}"
+    if isinstance(item, str):
+        return _checked_string(item, field, pointer)
+    if isinstance(item, (int, float)):
+        return _checked_number(item, field, pointer)
     if depth >= MAX_DEPTH:
         raise invalid_field(field, f"is nested more than {MAX_DEPTH} deep", pointer)
     if isinstance(item, dict):
