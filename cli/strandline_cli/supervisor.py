@@ -88,7 +88,7 @@ class Supervisor:
             if await part.ready():
                 return True
             if time.monotonic() > deadline:
-                self._teller.warn(f"{part.name} did not answer within {part.ready_within:.0f} s: killing it")
+                self._teller.warn(f"{part.name} did not answer within {part.ready_within:g} s: killing it")
                 process.kill()
                 break
             await asyncio.sleep(_ASK_EVERY_SECONDS)
@@ -106,7 +106,7 @@ class Supervisor:
         except TimeoutError:
             self._signal(part.name, signal.SIGKILL)
             await process.wait()
-            detail = f"killed: it did not stop within {part.stop_within:.0f} s"
+            detail = f"killed: it did not stop within {part.stop_within:g} s"
         self._changed()
         self._teller.step(part.name, 1000 * (time.monotonic() - began), detail)
 

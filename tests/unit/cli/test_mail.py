@@ -1,0 +1,36 @@
+"""The mail sink, spoken to over SMTP."""
+
+from __future__ import annotations
+
+import asyncio
+import smtplib
+import tempfile
+from email.message import EmailMessage
+from pathlib import Path
+
+from strandline_cli import mail, ports
+from strandline_cli.home import Home
+from strandline_cli.parts import Layout
+
+
+async def test_what_is_sent_is_kept_and_read_newest_first() -> None:
+    home = Home(Path(tempfile.mkdtemp()))
+    home.prepare()
+    layout = Layout(home, home.run, ports.choose(0)[0])
+    async with mail.sink(layout):
+        assert await mail.part(layout).ready()
+        for subject in ("first", "second – with a dash"):
+            await asyncio.to_thread(send, layout.ports.mail, subject)
+    assert [(message["subject"], message.get_content().strip()) for message in mail.read(home.mail)] == [
+        ("second – with a dash", "a token"),
+        ("first", "a token"),
+    ]
+    assert {path.stat().st_mode & 0o777 for path in home.mail.iterdir()} == {0o600}
+
+
+def send(port: int, subject: str) -> None:
+    message = EmailMessage()
+    message["From"], message["To"], message["Subject"] = "a@example.com", "b@example.com", subject
+    message.set_content("a token")
+    with smtplib.SMTP("127.0.0.1", port) as client:
+        client.send_message(message)

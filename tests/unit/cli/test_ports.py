@@ -1,0 +1,26 @@
+"""Ports: the well-known one, or the next."""
+
+from __future__ import annotations
+
+import socket
+
+from strandline_cli import ports
+
+
+def test_a_taken_port_is_replaced_by_the_next_free_one_and_that_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        chosen, remarks = ports.choose(port)
+    assert chosen.edge > port
+    assert f"port {port} is taken: edge listens on {chosen.edge}" in remarks
+
+
+def test_port_0_is_any_free_one_and_nothing_is_said_about_it() -> None:
+    chosen, remarks = ports.choose(0)
+    assert chosen.edge > 0
+    assert not [remark for remark in remarks if "edge" in remark]
+
+
+def test_no_two_parts_are_given_one_port() -> None:
+    chosen, _ = ports.choose(ports.DEFAULTS.nats)
+    assert len(set(vars(chosen).values())) == len(vars(chosen))
