@@ -106,18 +106,19 @@ async def log_url(postgres: str) -> str:  # noqa: F811
     """A fresh database with a log, as a role without privileges beyond its tables."""
     name = f"log{next(_numbers)}"
     async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as connection:
-        await connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
-        await connection.execute(f"CREATE ROLE {name}_app LOGIN NOSUPERUSER NOBYPASSRLS")  # type: ignore[arg-type]
+        await connection.execute(f"CREATE DATABASE {name}")
+        await connection.execute(f"CREATE ROLE {name}_app LOGIN NOSUPERUSER NOBYPASSRLS")
     owner = psycopg.conninfo.make_conninfo(postgres, dbname=name)
     async with await psycopg.AsyncConnection.connect(owner) as connection:
         for statement in (*changelog.LOG_TABLES, *changelog.LOG_ROW_SECURITY):
             await connection.execute(statement)
         # The check makes one statement fail that no rule foresaw.
         await connection.execute(
-            "CREATE TABLE cells (namespace text, name text, value bigint CHECK (value <> 666), PRIMARY KEY (namespace, name))"
+            """CREATE TABLE cells (namespace text, name text, value bigint CHECK (value <> 666),
+                PRIMARY KEY (namespace, name))"""
         )
         grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {name}_app"
-        await connection.execute(grant)  # type: ignore[arg-type]
+        await connection.execute(grant)
     return psycopg.conninfo.make_conninfo(owner, user=f"{name}_app")
 
 

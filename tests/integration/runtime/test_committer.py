@@ -11,7 +11,7 @@ from strandline.stream.v1 import feed_pb2
 
 from services.runtime import changelog
 from services.runtime.call import Namespace
-from services.runtime.database import Connection, Statement
+from services.runtime.database import Connection, Statement, pipeline
 from services.runtime.errors import Aborted, InvalidArgument
 
 from .conftest import NAMESPACE, Replica, put
@@ -49,14 +49,17 @@ async def test_writes_to_one_name_apply_in_the_order_of_submission(replica: Repl
 
 async def test_of_two_replicas_with_one_expectation_one_wins(replica: Replica, other_replica: Replica) -> None:
     await replica.put("c", 1)
+    held = 1
     for n in range(1, 20):
-        attempts = (
-            r.put("c", n * 100 + i, expected=n if n == 1 else last) for i, r in ((1, replica), (2, other_replica))
+        wanted = (n * 100, n * 100 + 1)
+        outcomes = await asyncio.gather(
+            replica.put("c", wanted[0], expected=held),
+            other_replica.put("c", wanted[1], expected=held),
+            return_exceptions=True,
         )
-        outcomes = await asyncio.gather(*attempts, return_exceptions=True)
-        refused = [outcome for outcome in outcomes if isinstance(outcome, Aborted)]
-        assert len(refused) == 1, outcomes
-        last = n * 100 + (2 if outcomes[0] in refused else 1)
+        lost = [isinstance(outcome, Aborted) for outcome in outcomes]
+        assert sorted(lost) == [False, True], outcomes
+        held = wanted[lost.index(False)]
 
 
 async def test_two_replicas_write_one_dense_log(replica: Replica, other_replica: Replica) -> None:
@@ -119,21 +122,18 @@ async def test_a_statement_that_fails_is_bisected_down_to_the_guilty_unit(replic
 async def test_a_connection_lost_inside_commit_is_answered_rightly(
     replica: Replica, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from services.runtime import committer
-
     await replica.put("warm", 1)
-    real = committer.pipeline
-    cut = []
+    cut: list[bool] = []
 
     async def commit_then_lose_the_answer(connection: Connection, *statements: Statement) -> object:
-        result = await real(connection, *statements)
+        result = await pipeline(connection, *statements)
         if statements[-1].sql == "COMMIT" and len(statements) > 2 and not cut:
             cut.append(True)
             await connection.close()
             raise psycopg.OperationalError("the server closed the connection")
         return result
 
-    monkeypatch.setattr(committer, "pipeline", commit_then_lose_the_answer)
+    monkeypatch.setattr("services.runtime.committer.pipeline", commit_then_lose_the_answer)
     receipt = await replica.put("c", 1)
     assert cut
     assert (receipt.revision, receipt.answer) == (2, b"put")

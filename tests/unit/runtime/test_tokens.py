@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from joserfc.jwk import OKPKey
 
 from services.runtime.errors import Unauthenticated
@@ -41,7 +42,9 @@ def token(key: OKPKey = KEY, header: dict[str, Any] | None = None, **claims: Any
     protected = {name: value for name, value in protected.items() if value is not None}
     signed = f"{encode(json.dumps(protected).encode())}.{encode(json.dumps(body).encode())}"
     # By hand: the library refuses to make most of the tokens that are to be refused.
-    return f"{signed}.{encode(key.private_key.sign(signed.encode()))}"
+    private_key = key.private_key
+    assert isinstance(private_key, Ed25519PrivateKey)
+    return f"{signed}.{encode(private_key.sign(signed.encode()))}"
 
 
 def forged(header: dict[str, Any], signature: bytes = b"") -> str:
