@@ -117,6 +117,10 @@ class AccessCopy:
         namespace, held = self._look_up(principal, namespace_id)
         return _granted(namespace, held, access_pb2.Access.VIEWER)
 
+    def exists(self, namespace_id: str) -> bool:
+        """Whether the namespace lives, as far as the copy knows: tells a stream whose reader lost it why."""
+        return namespace_id == SYSTEM or namespace_id in self._namespaces
+
     def _look_up(self, principal: Principal, namespace_id: str) -> tuple[Namespace | None, int]:
         if namespace_id == SYSTEM:
             held = access_pb2.Access.VIEWER if principal.is_administrator else 0

@@ -1,0 +1,198 @@
+"""One reader's feed: what comes next, and how it ends. Knows no transport.
+
+A feed moves two positions. ``_cursor`` is the last revision looked at, ``_sent`` the last one a message covered; they
+differ under a filter, and every message covers ``(_sent, ...]``, so that ranges join up whatever was left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeVar
+
+from strandline.stream.v1 import feed_pb2
+
+from services.runtime.changelog import Head
+from services.runtime.errors import FailedPrecondition, NotFound, OutOfRange, Unavailable
+from services.stream.hub import Hub
+from services.stream.messages import LogUnit, Message, OtherMessage, UnitsMessage
+from services.stream.permit import Ended, Permit
+from services.stream.selection import Selection
+from services.stream.snapshots import ResumeTokens, Walk
+from services.stream.upstream import Logs
+
+logger = logging.getLogger(__name__)
+End = feed_pb2.End
+T = TypeVar("T")
+
+# Promised are 5 s; a feed that waits looks at the clock every second.
+PROGRESS_SECONDS = 3.5
+# How long an owner may be away before the feed ends.
+PATIENCE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """After *revision*; *greet*: the reader is told at once that it is up to date; *walk*: with a snapshot first."""
+
+    revision: int
+    greet: bool = False
+    walk: Walk | None = None
+
+
+class Feed:
+    """What one reader gets. ``head`` is where the log was when the feed began."""
+
+    def __init__(
+        self,
+        *,
+        hub: Hub,
+        head: Head,
+        logs: Logs,
+        permit: Permit,
+        selection: Selection,
+        start: Start,
+        tokens: ResumeTokens,
+    ) -> None:
+        self.head = head
+        self._hub = hub
+        self._logs = logs
+        self._permit = permit
+        self._selection = selection
+        self._start = start
+        self._tokens = tokens
+        self._cursor = self._sent = start.revision
+        self._sent_at = time.monotonic()
+        self._failing_since: float | None = None
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """Everything in order. Without end, unless we end it: then ``End`` is the last message."""
+        try:
+            async with aclosing(self._run()) as messages:
+                async for message in messages:
+                    self._sent = message.revision
+                    yield message
+                    self._sent_at = time.monotonic()
+        except Ended as end:
+            yield self._end(end)
+        except Exception:
+            logger.exception("a feed of %s broke", self._hub.namespace)
+            yield self._end(Ended(End.UNAVAILABLE, "the feed broke; resume"))
+
+    async def _run(self) -> AsyncIterator[Message]:
+        if self._start.walk is not None:
+            async with aclosing(self._snapshot(self._start.walk)) as pages:
+                async for page in pages:
+                    yield page
+        elif self._start.greet:
+            yield self._progress()
+        while True:
+            await self._permit.demand()
+            # From here to `yield` nothing awaits while the ring is read: what the floor allows stays allowed.
+            behind = self._cursor < self._hub.floor
+            batch = await self._read_log() if behind else self._hub.batch(self._cursor)
+            if batch is not None:
+                self._cursor = batch.revision
+                if (message := self._selection.of_units(batch, self._sent)) is not None:
+                    yield message
+                    continue
+            if self._is_overdue():
+                yield self._progress()
+            elif batch is None:
+                await self._hub.changed()
+            else:
+                await asyncio.sleep(0)  # nothing matched: let others run before the next batch
+
+    async def _read_log(self) -> UnitsMessage | None:
+        """Units after the cursor from their owner; None: not now."""
+        answer = await self._patiently(self._logs.units(self._hub.namespace, self._cursor))
+        if answer is None:
+            return None
+        head, bodies = answer
+        if head.epoch != self._hub.epoch:
+            raise Ended(End.EPOCH_CHANGED, "the log has a new life; start with a snapshot")
+        self._hub.learn(head)
+        await self._permit.demand()
+        units = [LogUnit(body) for body in bodies]
+        return UnitsMessage(self._hub.epoch, self._cursor, self._cursor + len(units), units) if units else None
+
+    async def _snapshot(self, walk: Walk) -> AsyncIterator[Message]:
+        walk.token = self._tokens.seal(walk, self._selection)
+        while not walk.done:
+            await self._permit.demand()
+            page = await self._patiently(walk.next_page(self._logs, self._selection))
+            entities = []
+            if page is not None:
+                await self._permit.demand()
+                entities = walk.take(page, self._selection)
+                walk.token = self._tokens.seal(walk, self._selection)
+            if entities or self._is_overdue():
+                body = feed_pb2.SnapshotPage(entities=entities, resume_token=walk.token)
+                yield self._message(snapshot_page=body, event_id=f"s.{walk.token}")
+            elif page is None:
+                await self._hub.changed()
+        yield self._message(snapshot_done=walk.summary())
+
+    async def _patiently(self, read: Awaitable[T]) -> T | None:
+        """The outcome of *read*; None while its owner is away, for at most ``PATIENCE_SECONDS``."""
+        try:
+            outcome = await read
+        except Unavailable as failure:
+            now = time.monotonic()
+            self._failing_since = self._failing_since or now
+            if now - self._failing_since > PATIENCE_SECONDS:
+                raise Ended(End.UNAVAILABLE, "the log cannot be read right now; resume later") from failure
+            return None
+        except OutOfRange as failure:
+            if self._walk_is_open():
+                raise Ended(End.SNAPSHOT_EXPIRED, "the snapshot's revision was cut from the log") from failure
+            raise Ended(End.COMPACTED, failure.message) from failure
+        except (FailedPrecondition, NotFound) as failure:
+            raise Ended(End.EPOCH_CHANGED, failure.message) from failure
+        self._failing_since = None
+        return outcome
+
+    def _is_overdue(self) -> bool:
+        return time.monotonic() - self._sent_at > PROGRESS_SECONDS
+
+    def _walk_is_open(self) -> bool:
+        return self._start.walk is not None and not self._start.walk.done
+
+    def _progress(self) -> Message:
+        head = max(self._hub.head, self._cursor)
+        body = feed_pb2.Progress(head_revision=head, horizon_revision=self._hub.horizon)
+        return self._message(progress=body)
+
+    def _end(self, end: Ended) -> Message:
+        # Nothing looked at but not sent is lost on the reader: it resumes after what it was sent.
+        self._cursor = self._sent
+        if (walk := self._start.walk) is not None and not walk.done:
+            # No revision stands for a part of a snapshot. One who resumes by number all the same loses nothing at 0.
+            body = End(reason=end.reason, detail=f"{end.detail} (inside a snapshot: with the last resume_token)")
+            return self._message(end=body, event_id=f"s.{walk.token}" if walk.token else "")
+        return self._message(end=End(reason=end.reason, resume_after_revision=self._sent, detail=end.detail))
+
+    def _message(
+        self,
+        *,
+        snapshot_page: feed_pb2.SnapshotPage | None = None,
+        snapshot_done: feed_pb2.SnapshotDone | None = None,
+        progress: feed_pb2.Progress | None = None,
+        end: feed_pb2.End | None = None,
+        event_id: str | None = None,
+    ) -> Message:
+        """A message that covers ``(_sent, _cursor]``."""
+        response = feed_pb2.WatchResponse(
+            after_revision=self._sent,
+            revision=self._cursor,
+            epoch=self._hub.epoch,
+            snapshot_page=snapshot_page,
+            snapshot_done=snapshot_done,
+            progress=progress,
+            end=end,
+        )
+        return OtherMessage(response, event_id)

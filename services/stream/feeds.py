@@ -1,0 +1,121 @@
+"""Opens feeds: what is asked for, and whether the log still has it. The answer always comes from the log's owner."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from prometheus_client import Gauge
+from strandline.stream.v1 import stream_service_pb2
+
+from services.runtime.call import Call
+from services.runtime.changelog import Head
+from services.runtime.errors import FailedPrecondition, InvalidArgument, OutOfRange, Unavailable, invalid_field
+from services.stream.feed import Feed, Start
+from services.stream.hubs import Hubs
+from services.stream.permit import Access, Permit
+from services.stream.selection import Selection, selection_of
+from services.stream.snapshots import ResumeTokens, Walk
+from services.stream.upstream import Logs
+
+OPEN = Gauge("strandline_stream_feeds_open", "Feeds that are being read.")
+
+
+class Feeds:
+    """Everything a feed needs, once for the process."""
+
+    def __init__(self, hubs: Hubs, logs: Logs, access: Access, tokens: ResumeTokens) -> None:
+        self._hubs = hubs
+        self._logs = logs
+        self._access = access
+        self._tokens = tokens
+
+    @asynccontextmanager
+    async def open(self, request: stream_service_pb2.WatchRequest, call: Call) -> AsyncIterator[Feed]:
+        """The feed that *request* asks for, for a call whose role was checked.
+
+        Raises:
+            InvalidArgument: START_REQUIRED, INVALID_FIELD.
+            FailedPrecondition: EPOCH_CHANGED, FUTURE_REVISION.
+            OutOfRange: COMPACTED, SNAPSHOT_EXPIRED.
+            Unavailable: the log's owner does not answer.
+        """
+        namespace = call.allowed_namespace()
+        if call.principal is None:
+            raise AssertionError("Watch declares a role, so it has a principal")
+        if request.parent != f"namespaces/{namespace.id}":
+            raise invalid_field("parent", "must be namespaces/{namespace}")
+        if request.WhichOneof("start") is None:
+            raise InvalidArgument(
+                "START_REQUIRED", "say where to start: now, after_revision, snapshot, after_time or resume_token"
+            )
+        selection = selection_of(list(request.types), request.filter)
+        hub, head = await self._hubs.attach(namespace)
+        OPEN.inc()
+        try:
+            call.min_revision(0).check(head.revision, head.epoch)
+            start = await self._start(request, head, selection)
+            call.position(head.revision, head.epoch)
+            yield Feed(
+                hub=hub,
+                head=head,
+                logs=self._logs,
+                permit=Permit(self._access, self._hubs, hub, call.principal, namespace),
+                selection=selection,
+                start=start,
+                tokens=self._tokens,
+            )
+        finally:
+            OPEN.dec()
+            self._hubs.detach(hub)
+
+    async def _start(self, request: stream_service_pb2.WatchRequest, head: Head, selection: Selection) -> Start:
+        if request.epoch not in ("", head.epoch):
+            raise _other_epoch(head)
+        match request.WhichOneof("start"):
+            case "after_revision":
+                return _after(request.after_revision, head)
+            case "after_time":
+                return await self._after_time(request, head)
+            case "snapshot":
+                return Start(head.revision, walk=Walk(head.namespace, head.epoch, head.revision))
+            case "resume_token":
+                return self._resume(self._tokens.open(request.resume_token, head.namespace, selection), head)
+            case _:
+                return Start(head.revision, greet=True)
+
+    async def _after_time(self, request: stream_service_pb2.WatchRequest, head: Head) -> Start:
+        if not head.revision:
+            return Start(0, greet=True)
+        revision, head_then = await self._logs.revision_at(head.namespace, request.after_time)
+        if head_then.epoch != head.epoch:
+            raise Unavailable("OVERLOADED", "the namespace is being made anew; retry")
+        if 0 < head_then.horizon >= revision:
+            # Whether something between the time and the horizon is gone can no longer be known.
+            raise _compacted(head_then)
+        return Start(revision, greet=revision >= head.revision)
+
+    def _resume(self, walk: Walk, head: Head) -> Start:
+        if walk.epoch != head.epoch:
+            raise _other_epoch(head)
+        if walk.revision < head.horizon:
+            raise OutOfRange("SNAPSHOT_EXPIRED", "the snapshot's revision was cut from the log; start again")
+        return Start(walk.revision, walk=walk)
+
+
+def _after(revision: int, head: Head) -> Start:
+    if revision > head.revision:
+        raise FailedPrecondition("FUTURE_REVISION", "the revision does not exist yet", head_revision=str(head.revision))
+    if revision < head.horizon:
+        raise _compacted(head)
+    return Start(revision, greet=revision == head.revision)
+
+
+def _compacted(head: Head) -> OutOfRange:
+    return OutOfRange(
+        "COMPACTED", "that part of the log is gone; start with a snapshot", horizon_revision=str(head.horizon)
+    )
+
+
+def _other_epoch(head: Head) -> FailedPrecondition:
+    return FailedPrecondition("EPOCH_CHANGED", "the position is of another life of the namespace", epoch=head.epoch)

@@ -1,0 +1,90 @@
+"""What a feed is made of, each with its two encodings, made when first asked for and then shared by all subscribers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+from strandline.stream.v1 import feed_pb2
+
+from services.runtime import wire
+from services.stream.render import render_json
+
+
+class Message(ABC):
+    """One message of a feed, covering the revisions in ``(after, revision]``.
+
+    ``event_id`` is what an SSE reader sends back as ``Last-Event-ID``; empty: nothing to go on from.
+    """
+
+    after: int
+    revision: int
+    event_id: str
+
+    @property
+    @abstractmethod
+    def protobuf(self) -> bytes:
+        """A serialized ``WatchResponse``."""
+
+    @property
+    @abstractmethod
+    def json(self) -> bytes:
+        """The same as JSON, on one line without its end."""
+
+
+class LogUnit:
+    """One committed unit: the owner's bytes, and their JSON once somebody wanted it."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+
+    @cached_property
+    def json(self) -> bytes:
+        return render_json(feed_pb2.Unit.FromString(self.body))
+
+
+class UnitsMessage(Message):
+    """A run of units."""
+
+    def __init__(self, epoch: str, after: int, revision: int, units: Sequence[LogUnit]) -> None:
+        self.epoch = epoch
+        self.after = after
+        self.revision = revision
+        self.units = units
+        self.event_id = f"{epoch}.{revision}"
+
+    @cached_property
+    def protobuf(self) -> bytes:
+        units = b"".join([wire.delimited(1, unit.body) for unit in self.units])
+        position = wire.integer(1, self.after) + wire.integer(2, self.revision) + wire.text(3, self.epoch)
+        return position + wire.delimited(4, units)
+
+    @cached_property
+    def json(self) -> bytes:
+        units = b",".join([unit.json for unit in self.units])
+        position = f'{{"afterRevision":"{self.after}","revision":"{self.revision}","epoch":"{self.epoch}","units":'
+        return b'%b{"units":[%b]}}' % (position.encode(), units)
+
+    @cached_property
+    def parsed(self) -> list[feed_pb2.Unit]:
+        """The units, for those who filter: parsed once for all of them."""
+        return [feed_pb2.Unit.FromString(unit.body) for unit in self.units]
+
+
+class OtherMessage(Message):
+    """Everything that is not units: rare, or one subscriber's own."""
+
+    def __init__(self, response: feed_pb2.WatchResponse, event_id: str | None = None) -> None:
+        self.response = response
+        self.after = response.after_revision
+        self.revision = response.revision
+        self.event_id = f"{response.epoch}.{response.revision}" if event_id is None else event_id
+
+    @property
+    def protobuf(self) -> bytes:
+        return self.response.SerializeToString()
+
+    @property
+    def json(self) -> bytes:
+        return render_json(self.response)

@@ -1,0 +1,87 @@
+"""Whether a living feed may go on: its reader's access, the token, the hub, and this process."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from strandline.stream.v1 import feed_pb2
+
+from services.runtime.call import Namespace, Principal
+from services.runtime.errors import Error, Unauthenticated
+from services.runtime.tokens import LEEWAY
+from services.stream.hub import Hub
+from services.stream.hubs import Hubs
+
+End = feed_pb2.End
+# Nothing is delivered while access cannot be verified; after this the reader is told so.
+UNVERIFIABLE_SECONDS = 10.0
+
+
+class Access(Protocol):
+    """What is known of everybody's access (``access.AccessCopy``)."""
+
+    @property
+    def fresh(self) -> bool: ...
+
+    @property
+    def unverifiable_for(self) -> float: ...
+
+    def exists(self, namespace_id: str) -> bool: ...
+
+    async def recheck(self, principal: Principal, namespace_id: str) -> Namespace: ...
+
+
+class Ended(Exception):
+    """The feed ends, for a reason of ours."""
+
+    def __init__(self, reason: feed_pb2.End.Reason.ValueType, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class Permit:
+    """One feed's permission, looked at before every message."""
+
+    def __init__(self, access: Access, hubs: Hubs, hub: Hub, principal: Principal, namespace: Namespace) -> None:
+        self._access = access
+        self._hubs = hubs
+        self._hub = hub
+        self._principal = principal
+        self._namespace = namespace
+        self._checked = hub.access_changes
+
+    async def demand(self) -> None:
+        """Return when a message may be delivered now; wait while nobody can tell.
+
+        Raises:
+            Ended: no message may be delivered any more.
+        """
+        while True:
+            if self._hubs.draining:
+                raise Ended(End.DRAINING, "this server is going away; resume at once")
+            if self._hub.ended:
+                raise Ended(End.EPOCH_CHANGED, "the log has a new life; start with a snapshot")
+            if time.time() > self._principal.expires_at + LEEWAY:
+                raise Ended(End.TOKEN_EXPIRED, "the access token has expired; resume with a new one")
+            if self._access.fresh:
+                break
+            if self._access.unverifiable_for > UNVERIFIABLE_SECONDS:
+                raise Ended(End.ACCESS_UNVERIFIABLE, "your access cannot be verified right now; resume later")
+            await self._hub.changed()
+        if self._checked != self._hub.access_changes:
+            self._checked = self._hub.access_changes
+            await self._check_again()
+
+    async def _check_again(self) -> None:
+        try:
+            namespace = await self._access.recheck(self._principal, self._namespace.id)
+        except Unauthenticated as failure:
+            raise Ended(End.ACCESS_REVOKED, "the session was ended") from failure
+        except Error as failure:
+            if not self._access.exists(self._namespace.id):
+                raise Ended(End.NAMESPACE_DELETED, "the namespace was deleted") from failure
+            raise Ended(End.ACCESS_REVOKED, "you may not read the namespace any more") from failure
+        if namespace.epoch != self._namespace.epoch:
+            raise Ended(End.NAMESPACE_DELETED, "the namespace was deleted, and made again since")

@@ -1,0 +1,97 @@
+"""A walk over all live entities at one revision, page by page, that can be left and taken up again.
+
+A resume token holds where the walk is and what was counted so far. It is bound to the namespace and the selection, it
+is sealed, and it lives for 10 minutes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+
+import orjson
+from strandline.entity.v1 import entity_pb2
+from strandline.stream.v1 import feed_pb2
+
+from services.runtime.errors import InvalidArgument, OutOfRange, invalid_field
+from services.runtime.page_tokens import binding_of, open_token, seal
+from services.stream.selection import Selection
+from services.stream.upstream import Logs, Page
+
+LIFETIME_SECONDS = 600
+_MODULUS = 2**256
+
+
+@dataclass(slots=True)
+class Walk:
+    """Where the walk is: after (type, id), *count* entities sent, *total* the sum of their hashes.
+
+    ``token`` goes on from here.
+    """
+
+    namespace: str
+    epoch: str
+    revision: int
+    after: tuple[str, str] = ("", "")
+    count: int = 0
+    total: int = 0
+    token: str = ""
+    done: bool = False
+
+    async def next_page(self, logs: Logs, selection: Selection) -> Page:
+        """Read on; moves nothing yet, so that it can be tried again."""
+        return await logs.snapshot(self.namespace, self.epoch, self.revision, sorted(selection.types), self.after)
+
+    def take(self, page: Page, selection: Selection) -> list[entity_pb2.Entity]:
+        """Step over *page*; the entities in it that belong to the feed."""
+        kept = []
+        last = entity_pb2.Entity()
+        for raw in page.entities:
+            last = entity_pb2.Entity.FromString(raw)
+            if selection.matches(last):
+                kept.append(last)
+                digest = hashlib.sha256(f"{last.name} {last.revision}".encode()).digest()
+                self.total = (self.total + int.from_bytes(digest)) % _MODULUS
+        self.count += len(kept)
+        if last.name:
+            self.after = (last.type, last.name.rsplit("/", 1)[1])
+        self.after = page.end or self.after
+        self.done = page.end is None
+        return kept
+
+    def summary(self) -> feed_pb2.SnapshotDone:
+        """How many entities were sent, and their hash."""
+        return feed_pb2.SnapshotDone(count=self.count, hash=f"{self.total:064x}")
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeTokens:
+    """Seals and opens resume tokens."""
+
+    key: bytes
+
+    def seal(self, walk: Walk, selection: Selection) -> str:
+        """The token to go on after what *walk* has taken."""
+        position = [walk.epoch, walk.revision, *walk.after, walk.count, f"{walk.total:x}", int(time.time())]
+        return seal(self.key, _binding(walk.namespace, selection), orjson.dumps(position))
+
+    def open(self, token: str, namespace: str, selection: Selection) -> Walk:
+        """The walk to go on with.
+
+        Raises:
+            InvalidArgument: INVALID_FIELD, not a token of this namespace, types and filter.
+            OutOfRange: SNAPSHOT_EXPIRED, older than 10 minutes.
+        """
+        try:
+            position = open_token(self.key, _binding(namespace, selection), token)
+        except InvalidArgument:
+            raise invalid_field("resume_token", "was not issued for this namespace, types and filter") from None
+        epoch, revision, type_id, entity_id, count, total, issued = orjson.loads(position)
+        if time.time() > issued + LIFETIME_SECONDS:
+            raise OutOfRange("SNAPSHOT_EXPIRED", "the snapshot was left for too long; start again")
+        return Walk(namespace, epoch, revision, (type_id, entity_id), count, int(total, 16), token)
+
+
+def _binding(namespace: str, selection: Selection) -> bytes:
+    return binding_of("snapshot", namespace, selection.filter, *sorted(selection.types))
