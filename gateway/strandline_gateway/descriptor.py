@@ -13,9 +13,6 @@ from google.api import annotations_pb2, http_pb2
 from google.protobuf import descriptor, descriptor_pb2, descriptor_pool
 from strandline.rpc.v1 import access_pb2
 
-# Messages that look different in JSON: any JSON at all, or a string.
-FREE_FORM = frozenset(f"google.protobuf.{name}" for name in ("Struct", "Value", "ListValue"))
-STRINGS = frozenset(f"google.protobuf.{name}" for name in ("Timestamp", "Duration", "FieldMask"))
 VARIABLE = re.compile(r"\{([^}=]+)(?:=([^}]*))?\}")
 
 

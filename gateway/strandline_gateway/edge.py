@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from strandline_gateway.access import hosts
 from strandline_gateway.building_blocks import (
     Json,
     access_log,
@@ -15,149 +14,104 @@ from strandline_gateway.building_blocks import (
     pipe_address,
     router,
     tcp_address,
-    typed,
 )
-from strandline_gateway.descriptor import Rpc, rpcs
+from strandline_gateway.edge_filters import (
+    AUTH_BODY_LIMIT,
+    BODY_LIMIT,
+    JWKS_CLUSTER,
+    body_limit,
+    jwt_filter,
+    rate_limit_filter,
+    response_headers,
+    strip_internal_headers,
+)
+from strandline_gateway.edge_routes import HTTP_CLUSTER, routes
+from strandline_gateway.problems import local_reply_config, problem_filter
+from strandline_gateway.strictness import strict_filter
 from strandline_gateway.topology import Topology
-from strandline_gateway.transcoding import TRANSCODER, transcoded_rpcs, transcoder, unwrap_filter
+from strandline_gateway.transcoding import transcoded_rpcs, transcoder, unwrap_filter
 
-JWT = "envoy.filters.http.jwt_authn"
-JWKS_CLUSTER = "jwks"
-# The HTTP port of a service behind its sidecar: HTTP/1.1, so that a WebSocket upgrade passes both proxies.
-HTTP_CLUSTER = "{}-http"
-REST_TIMEOUT = "30s"
+KEYS_SERVICE = "strandline.user.v1.AuthService"
 
 
 def edge(topology: Topology) -> Json:
     """The configuration of the edge."""
-    listeners = [public_listener(topology), jwks_listener(topology)]
+    listeners = [public_listener(topology), keys_listener(topology)]
     return bootstrap("edge", topology.edge.admin_socket, listeners, clusters(topology))
 
 
-def public_rpcs() -> list[Rpc]:
-    return [rpc for rpc in rpcs() if rpc.is_public]
+def public_listener(topology: Topology) -> Json:
+    door = topology.edge
+    filters = [
+        problem_filter(),
+        response_headers(tls=door.tls is not None),
+        *([rate_limit_filter(door.auth_rate_limit)] if door.auth_rate_limit else []),
+        jwt_filter(topology),
+        body_limit(BODY_LIMIT, door.body_limit),
+        body_limit(AUTH_BODY_LIMIT, door.auth_body_limit, disabled=True),
+        strict_filter(),
+        transcoder(frozenset(rpc.service for rpc in transcoded_rpcs())),
+        unwrap_filter(),
+        router(),
+    ]
+    manager = connection_manager(
+        "edge",
+        [{"name": "edge", "domains": ["*"], "routes": routes(topology)}],
+        filters,
+        access_log=access_log(address="%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
+        local_reply_config=local_reply_config(),
+        early_header_mutation_extensions=[strip_internal_headers()],
+        upgrade_configs=[{"upgrade_type": "websocket"}],
+        use_remote_address=True,
+        # Nobody is trusted for being near: a request id, for one, is always made here.
+        internal_address_config={},
+        max_request_headers_kb=16,
+        common_http_protocol_options={"max_headers_count": 60, "headers_with_underscores_action": "REJECT_REQUEST"},
+        request_headers_timeout="5s",
+        request_timeout="15s",
+        stream_idle_timeout="300s",
+    )
+    return listener("edge", tcp_address(door.listen), manager, public_tls(topology))
+
+
+def public_tls(topology: Topology) -> Json | None:
+    """TLS towards the outside, if the topology has a certificate."""
+    if topology.edge.tls is None:
+        return None
+    certificate = {
+        "certificate_chain": {"filename": topology.edge.tls.certificate},
+        "private_key": {"filename": topology.edge.tls.key},
+    }
+    return extension(
+        "envoy.transport_sockets.tls",
+        "transport_sockets.tls.v3.DownstreamTlsContext",
+        common_tls_context={
+            "tls_certificates": [certificate],
+            "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+            "alpn_protocols": ["h2", "http/1.1"],
+        },
+    )
+
+
+def keys_listener(topology: Topology) -> Json:
+    """Where the token filter asks for keys over HTTP: a transcoder in front of the user service, over mTLS."""
+    keys = {"match": {"path": "/.well-known/jwks.json"}, "route": {"cluster": "user", "timeout": "2s"}}
+    manager = connection_manager(
+        "keys",
+        [{"name": "keys", "domains": ["*"], "routes": [keys]}],
+        [transcoder(frozenset([KEYS_SERVICE])), router()],
+    )
+    return listener("keys", pipe_address(topology.edge.jwks_socket), manager)
 
 
 def clusters(topology: Topology) -> list[Json]:
+    """Each sidecar by gRPC, by HTTP where it has an HTTP port, and the edge itself for keys."""
     found = [cluster(JWKS_CLUSTER, pipe_address(topology.edge.jwks_socket), "http/1.1")]
     for service in topology.services:
-        address = tcp_address(service.address)
-        tls = mesh_client(topology, topology.edge.certificates, service.name, "h2")
-        found.append(cluster(service.name, address, "h2", tls))
+        protocols = {service.name: "h2"}
         if service.http_socket is not None:
-            tls = mesh_client(topology, topology.edge.certificates, service.name, "http/1.1")
-            found.append(cluster(HTTP_CLUSTER.format(service.name), address, "http/1.1", tls))
+            protocols[HTTP_CLUSTER.format(service.name)] = "http/1.1"
+        for name, protocol in protocols.items():
+            tls = mesh_client(topology, topology.edge.certificates, service.name, protocol)
+            found.append(cluster(name, tcp_address(service.address), protocol, tls))
     return found
-
-
-def public_listener(topology: Topology) -> Json:
-    manager = connection_manager(
-        "edge",
-        [{"name": "edge", "domains": ["*"], "routes": routes()}],
-        [
-            jwt_filter(topology),
-            transcoder(frozenset(rpc.service for rpc in transcoded_rpcs())),
-            unwrap_filter(),
-            router(),
-        ],
-        access_log=access_log(),
-        upgrade_configs=[{"upgrade_type": "websocket"}],
-        use_remote_address=True,
-        stream_idle_timeout="0s",
-    )
-    return listener("edge", tcp_address(topology.edge.listen), manager)
-
-
-def routes() -> list[Json]:
-    found: list[Json] = []
-    for rpc in public_rpcs():
-        found.append(grpc_route(rpc))
-        if rpc.http is not None:
-            found.append(rest_route(rpc))
-    found.append(
-        {
-            "match": {"prefix": "/"},
-            "direct_response": {"status": 404},
-            "typed_per_filter_config": {JWT: typed("filters.http.jwt_authn.v3.PerRouteConfig", disabled=True)},
-        }
-    )
-    return found
-
-
-def grpc_route(rpc: Rpc) -> Json:
-    return {
-        "name": rpc.path,
-        "match": {"path": rpc.path, "grpc": {}},
-        "route": {
-            "cluster": hosts(rpc.service)[0],
-            "timeout": "0s",
-            "idle_timeout": "0s",
-            "max_stream_duration": {"grpc_timeout_header_max": "0s"},
-        },
-        "typed_per_filter_config": {JWT: jwt_of(rpc)},
-    }
-
-
-def rest_route(rpc: Rpc) -> Json:
-    assert rpc.http is not None
-    service = hosts(rpc.service)[0]
-    filters = {JWT: jwt_of(rpc)}
-    if rpc.access.served_over_http:
-        filters[TRANSCODER] = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
-        action: Json = {"cluster": HTTP_CLUSTER.format(service), "timeout": "0s", "idle_timeout": "0s"}
-    else:
-        action = {"cluster": service, "timeout": REST_TIMEOUT}
-    return {
-        "name": rpc.name,
-        "match": {
-            "safe_regex": {"regex": rpc.http.regex},
-            "headers": [{"name": ":method", "string_match": {"exact": rpc.http.method}}],
-        },
-        "route": action,
-        "typed_per_filter_config": filters,
-    }
-
-
-def jwt_of(rpc: Rpc) -> Json:
-    kind = "filters.http.jwt_authn.v3.PerRouteConfig"
-    return typed(kind, requirement_name="token") if rpc.needs_token else typed(kind, disabled=True)
-
-
-def jwt_filter(topology: Topology) -> Json:
-    provider = {
-        "issuer": topology.issuer,
-        "audiences": ["strandline"],
-        "require_expiration": True,
-        "max_lifetime": "900s",
-        "clock_skew_seconds": 5,
-        "forward": True,
-        "remote_jwks": {
-            "http_uri": {
-                "uri": "http://edge/.well-known/jwks.json",
-                "cluster": JWKS_CLUSTER,
-                "timeout": "2s",
-            },
-            "cache_duration": "300s",
-            "async_fetch": {"fast_listener": True, "failed_refetch_duration": "0.25s"},
-        },
-    }
-    return extension(
-        JWT,
-        "filters.http.jwt_authn.v3.JwtAuthentication",
-        providers={"strandline": provider},
-        requirement_map={"token": {"provider_name": "strandline"}},
-        rules=[{"match": {"prefix": "/"}, "requires": {"provider_name": "strandline"}}],
-    )
-
-
-def jwks_listener(topology: Topology) -> Json:
-    route = {
-        "match": {"path": "/.well-known/jwks.json"},
-        "route": {"cluster": "user", "timeout": "2s"},
-    }
-    manager = connection_manager(
-        "jwks",
-        [{"name": "jwks", "domains": ["*"], "routes": [route]}],
-        [transcoder(frozenset(["strandline.user.v1.AuthService"])), router()],
-    )
-    return listener("jwks", pipe_address(topology.edge.jwks_socket), manager)

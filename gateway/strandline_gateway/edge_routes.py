@@ -1,0 +1,92 @@
+"""The edge's routes: for each public RPC its gRPC path and its REST form, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from strandline_gateway.access import hosts
+from strandline_gateway.building_blocks import Json, typed
+from strandline_gateway.descriptor import HttpRule, Rpc, rpcs
+from strandline_gateway.edge_filters import AUTH_BODY_LIMIT, JWT, RATE_LIMIT
+from strandline_gateway.topology import Topology
+from strandline_gateway.transcoding import TRANSCODER
+
+# The HTTP port of a service behind its sidecar: HTTP/1.1, so that a WebSocket upgrade passes both proxies.
+HTTP_CLUSTER = "{}-http"
+REST_TIMEOUT = "30s"
+AUTH_PREFIX = "/v1/auth:"
+# Feeds and calls with a deadline of their own are never ended by the edge.
+NO_TIMEOUT: Json = {"timeout": "0s", "idle_timeout": "0s"}
+
+
+def routes(topology: Topology) -> list[Json]:
+    """All routes; what none of them matches is 404 without looking at any token."""
+    found: list[Json] = []
+    for rpc in rpcs():
+        if rpc.is_public:
+            found.append(grpc_route(topology, rpc))
+            if rpc.http is not None:
+                found.append(rest_route(topology, rpc, rpc.http))
+    nothing = {
+        "name": "nothing",
+        "match": {"prefix": "/"},
+        "direct_response": {"status": 404},
+        "typed_per_filter_config": {JWT: jwt_requirement(None), TRANSCODER: filter_config(disabled=True)},
+    }
+    return [*found, nothing]
+
+
+def grpc_route(topology: Topology, rpc: Rpc) -> Json:
+    action = {
+        "cluster": hosts(rpc.service)[0],
+        **NO_TIMEOUT,
+        "max_stream_duration": {"grpc_timeout_header_max": "0s"},
+    }
+    return route(
+        topology, rpc, rpc.path, {"path": rpc.path, "grpc": {}}, action, {TRANSCODER: filter_config(disabled=True)}
+    )
+
+
+def rest_route(topology: Topology, rpc: Rpc, rule: HttpRule) -> Json:
+    match = {
+        "safe_regex": {"regex": rule.regex},
+        "headers": [{"name": ":method", "string_match": {"exact": rule.method}}],
+    }
+    service = hosts(rpc.service)[0]
+    if rpc.access.served_over_http:
+        action: Json = {"cluster": HTTP_CLUSTER.format(service), **NO_TIMEOUT}
+        return route(topology, rpc, rpc.name, match, action, {TRANSCODER: filter_config(disabled=True)})
+    return route(topology, rpc, rpc.name, match, {"cluster": service, "timeout": REST_TIMEOUT}, {})
+
+
+def route(topology: Topology, rpc: Rpc, name: str, match: Json, action: Json, filters: Json) -> Json:
+    """What the gRPC and the REST route of an RPC have in common: who may come in, and how much they may send."""
+    is_auth = rpc.http is not None and rpc.http.template.startswith(AUTH_PREFIX)
+    found: Json = {
+        "name": name,
+        "match": match,
+        "route": action,
+        # The scripts see whole bodies, and the transcoder whole answers; a limit of its own ends a body that is larger.
+        "request_body_buffer_limit": topology.edge.body_limit,
+        "typed_per_filter_config": {JWT: jwt_requirement(rpc), **filters},
+    }
+    if is_auth:
+        found["typed_per_filter_config"][AUTH_BODY_LIMIT] = filter_config(config={})
+        if topology.edge.auth_rate_limit is not None:
+            found["typed_per_filter_config"][RATE_LIMIT] = filter_config(config={})
+    if rpc.is_write:
+        # Retries on the way must be the same write. A client that wants to retry by itself sends its own.
+        key = {"key": "idempotency-key", "value": "%STREAM_ID%"}
+        found["request_headers_to_add"] = [{"header": key, "append_action": "ADD_IF_ABSENT"}]
+    return found
+
+
+def jwt_requirement(rpc: Rpc | None) -> Json:
+    """The token that a route asks for: none when it leads nowhere or is open to anyone."""
+    kind = "filters.http.jwt_authn.v3.PerRouteConfig"
+    return typed(kind, requirement_name="token") if rpc and rpc.needs_token else typed(kind, disabled=True)
+
+
+def filter_config(**fields: Any) -> Json:
+    """Switches a filter off (``disabled=True``) or, with an empty ``config``, on for one route."""
+    return {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", **fields}
