@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -69,7 +69,7 @@ class Feed:
         self._sent_at = time.monotonic()
         self._failing_since: float | None = None
 
-    async def messages(self) -> AsyncIterator[Message]:
+    async def messages(self) -> AsyncGenerator[Message, None]:
         """Everything in order. Without end, unless we end it: then ``End`` is the last message."""
         try:
             async with aclosing(self._run()) as messages:
@@ -83,7 +83,7 @@ class Feed:
             logger.exception("a feed of %s broke", self._hub.namespace)
             yield self._end(Ended(End.UNAVAILABLE, "the feed broke; resume"))
 
-    async def _run(self) -> AsyncIterator[Message]:
+    async def _run(self) -> AsyncGenerator[Message, None]:
         if self._start.walk is not None:
             async with aclosing(self._snapshot(self._start.walk)) as pages:
                 async for page in pages:
@@ -120,7 +120,7 @@ class Feed:
         units = [LogUnit(body) for body in bodies]
         return UnitsMessage(self._hub.epoch, self._cursor, self._cursor + len(units), units) if units else None
 
-    async def _snapshot(self, walk: Walk) -> AsyncIterator[Message]:
+    async def _snapshot(self, walk: Walk) -> AsyncGenerator[Message, None]:
         walk.token = self._tokens.seal(walk, self._selection)
         while not walk.done:
             await self._permit.demand()

@@ -1,0 +1,156 @@
+"""Feeds over HTTP/1.1: one URL, three transports, the same JSON in all of them.
+
+``Upgrade: websocket`` is a WebSocket, ``Accept: text/event-stream`` is SSE, anything else NDJSON. Every write waits
+until the socket takes more, so a slow reader holds back its own feed and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from http import HTTPStatus
+from pathlib import Path
+
+from aiohttp import WSCloseCode, WSMsgType, web
+from strandline.stream.v1 import feed_pb2, stream_service_pb2
+
+from services.runtime.call import Call
+from services.runtime.errors import Error
+from services.runtime.rpc import Admission, Method, translate
+from services.runtime.server import remove_stale_socket
+from services.stream.feed import Feed
+from services.stream.feeds import Feeds
+from services.stream.messages import Message, OtherMessage
+from services.stream.problems import headers_of, problem, status_of
+from services.stream.query import parse_watch
+
+logger = logging.getLogger(__name__)
+
+NDJSON = "application/x-ndjson"
+SSE = "text/event-stream"
+# Nothing that a WebSocket client says is of use; more than this at once is no client of ours.
+MAX_CLIENT_MESSAGE = 4096
+_STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no", "x-content-type-options": "nosniff"}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class HttpPort:
+    """The HTTP port of the stream service."""
+
+    def __init__(self, feeds: Feeds, admit: Admission) -> None:
+        self._feeds = feeds
+        self._admit = admit
+        service = stream_service_pb2.DESCRIPTOR.services_by_name["StreamService"]
+        self._method = Method(service.methods_by_name["Watch"])
+        app = web.Application(middlewares=[as_problem])
+        app.router.add_get("/v1/namespaces/{namespace:[^/:]+}:watch", self._watch, allow_head=False)
+        # A reader that goes away takes its feed with it at once.
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=2)
+
+    async def start(self, address: str) -> None:
+        """Listen on *address*, ``unix:/path`` or ``127.0.0.1:port``."""
+        await self._runner.setup()
+        if address.startswith("unix:"):
+            remove_stale_socket(address)
+            site: web.BaseSite = web.UnixSite(self._runner, Path(address.removeprefix("unix:")))
+        else:
+            host, _, port = address.rpartition(":")
+            site = web.TCPSite(self._runner, host, int(port))
+        await site.start()
+
+    async def stop(self) -> None:
+        """Stop listening; give feeds 2 s for their last words."""
+        await self._runner.cleanup()
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        call = Call(metadata={key.lower(): value for key, value in request.headers.items()})
+        watch = parse_watch(
+            request.match_info["namespace"], request.rel_url.query.items(), request.headers.get("last-event-id", "")
+        )
+        await self._admit(self._method, watch, call)
+        async with self._feeds.open(watch, call) as feed:
+            if request.headers.get("upgrade", "").lower() == "websocket":
+                return await _websocket(request, feed, call.response_headers)
+            if SSE in request.headers.get("accept", ""):
+                return await _lines(request, feed, call.response_headers, SSE, _event)
+            return await _lines(request, feed, call.response_headers, NDJSON, _line)
+
+
+def _line(message: Message) -> bytes:
+    return message.json + b"\n"
+
+
+def _event(message: Message) -> bytes:
+    if not message.event_id:
+        return b"data: %b\n\n" % message.json
+    return b"id: %b\ndata: %b\n\n" % (message.event_id.encode(), message.json)
+
+
+async def _lines(
+    request: web.Request, feed: Feed, headers: dict[str, str], content_type: str, frame: Callable[[Message], bytes]
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers={**headers, **_STREAM_HEADERS, "content-type": content_type})
+    await response.prepare(request)
+    try:
+        async with aclosing(feed.messages()) as messages:
+            async for message in messages:
+                await response.write(frame(message))
+        await response.write_eof()
+    except ConnectionError:
+        logger.debug("a reader went away")
+    return response
+
+
+async def _websocket(request: web.Request, feed: Feed, headers: dict[str, str]) -> web.StreamResponse:
+    socket = web.WebSocketResponse(compress=False, max_msg_size=MAX_CLIENT_MESSAGE)
+    socket.headers.update(headers)
+    await socket.prepare(request)
+    sender = asyncio.create_task(_send(socket, feed))
+    try:
+        # Reading is what answers pings and notices that the client closes.
+        async for _ in socket:
+            pass
+    finally:
+        sender.cancel()
+        await asyncio.gather(sender, return_exceptions=True)
+    return socket
+
+
+async def _send(socket: web.WebSocketResponse, feed: Feed) -> None:
+    last: Message | None = None
+    try:
+        async with aclosing(feed.messages()) as messages:
+            async for message in messages:
+                await socket.send_frame(message.json, WSMsgType.TEXT)
+                last = message
+        draining = isinstance(last, OtherMessage) and last.response.end.reason == feed_pb2.End.DRAINING
+        await socket.close(code=WSCloseCode.GOING_AWAY if draining else WSCloseCode.OK)
+    except ConnectionError:
+        logger.debug("a reader went away")
+
+
+@web.middleware
+async def as_problem(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every failure before the first message with a problem; hide what is no ``Error`` of ours."""
+    instance = request.headers.get("x-request-id", "")
+    try:
+        return await handler(request)
+    except web.HTTPException as refusal:
+        status, reason, detail = HTTPStatus.BAD_REQUEST, "INVALID_REQUEST", "the request is malformed"
+        if refusal.status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+            status, reason, detail = HTTPStatus.NOT_FOUND, "NOT_FOUND", "there is nothing at this path"
+        body = problem(status, reason, detail, instance=instance)
+        return web.Response(status=status, body=body, headers=headers_of(status))
+    except Exception as failure:
+        error: Error | None = translate(failure)
+        if error is None:
+            logger.exception("internal error on %s", request.path)
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            body = problem(status, "INTERNAL", "internal error", instance=instance)
+        else:
+            status = status_of(error)
+            body = problem(status, error.reason, error.message, instance=instance, error=error)
+        return web.Response(status=status, body=body, headers=headers_of(status, error))

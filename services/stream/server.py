@@ -1,0 +1,94 @@
+"""The stream service's process: ``strandline-stream``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from services.runtime import upstream
+from services.runtime.access import AccessCopy
+from services.runtime.bus import Bus
+from services.runtime.gate import Gate
+from services.runtime.remote_keys import RemoteKeys
+from services.runtime.server import Server, run_main
+from services.runtime.settings import Settings, read_key
+from services.runtime.telemetry import configure_logging
+from services.runtime.tokens import TokenVerifier
+from services.stream.api import StreamHandlers
+from services.stream.feeds import Feeds
+from services.stream.http import HttpPort
+from services.stream.hubs import Hubs
+from services.stream.snapshots import ResumeTokens
+from services.stream.upstream import Logs
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSettings(Settings):
+    """What the stream service needs beyond the common settings."""
+
+    http_listen: str
+    """Address of the HTTP port, ``unix:/path`` or ``127.0.0.1:port``: only the sidecar reaches it."""
+    user_address: str
+    """The user service, through this service's own sidecar."""
+    entity_address: str
+    """The entity service, through this service's own sidecar."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Self:
+        """Read ``STRANDLINE_*``. A database may be named but is not used: cursors that last are still to come."""
+        return cls(
+            **cls.common({"STRANDLINE_DATABASE_URL": "", **env}),  # type: ignore[arg-type]  # the keys are its own fields
+            http_listen=env["STRANDLINE_HTTP_LISTEN"],
+            user_address=env["STRANDLINE_USER_ADDRESS"],
+            entity_address=env["STRANDLINE_ENTITY_ADDRESS"],
+        )
+
+
+async def serve() -> None:
+    """Construct everything, serve until SIGTERM, and take it down in reverse order."""
+    configure_logging("stream")
+    settings = StreamSettings.from_env(os.environ)
+    configure_logging("stream", settings.log_level)
+    tokens = ResumeTokens(read_key(settings.secrets_dir, "resume_token.key"))
+    bus = Bus(settings.nats_url, settings.nats_credentials, settings.tls_dir, "stream")
+    user, entity = upstream.channel(settings.user_address), upstream.channel(settings.entity_address)
+    access = AccessCopy(user, bus)
+    logs = Logs(user, entity)
+    hubs = Hubs(logs, bus)
+    feeds = Feeds(hubs, logs, access, tokens)
+    gate = Gate(TokenVerifier(settings.token_issuer, RemoteKeys(user).get), access)
+    http = HttpPort(feeds, gate.admit)
+    server = Server(settings)
+    server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds), gate.admit)
+
+    async def say_goodbye() -> None:
+        hubs.drain()
+        await http.stop()
+
+    server.on_drain(say_goodbye)
+    access.on_change(hubs.access_changed)
+    bus.start()
+    try:
+        await access.start()
+        await hubs.start()
+        await http.start(settings.http_listen)
+        await server.run()
+    finally:
+        await hubs.stop()
+        await access.stop()
+        await bus.close()
+        await user.close()
+        await entity.close()
+
+
+def main() -> None:
+    """Entry point of the console script. ``strandline-stream migrate`` has nothing to do: there are no tables yet."""
+    if sys.argv[1:] != ["migrate"]:
+        run_main(serve)
+
+
+if __name__ == "__main__":
+    main()
