@@ -1,0 +1,97 @@
+"""What ``system`` holds: entities of the types ``user``, ``namespace``, ``membership`` and ``revocation``; ids only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from strandline.entity.v1.entity_pb2 import Entity
+
+from services.runtime.changelog import CREATED, DELETED, UPDATED, Change
+from services.runtime.committer import Stamp
+from services.user.model import SYSTEM, Member, Namespace, etag
+from services.user.sessions import ACCESS_LIFE
+
+Key = tuple[str, str]
+"""(type, id) of a record."""
+
+
+def user_key(user_id: str) -> Key:
+    return ("user", user_id)
+
+
+def namespace_key(namespace_id: str) -> Key:
+    return ("namespace", namespace_id)
+
+
+def membership_key(namespace_id: str, user_id: str) -> Key:
+    return ("membership", f"{namespace_id}~{user_id}")
+
+
+def revocation_key(session_id: str) -> Key:
+    return ("revocation", session_id)
+
+
+def user_data() -> dict[str, Any]:
+    return {"state": "ACTIVE"}
+
+
+def namespace_data(namespace: Namespace) -> dict[str, Any]:
+    return {
+        "epoch": namespace.epoch,
+        "state": "DELETING" if namespace.deleting else "ACTIVE",
+        "massChangeGuard": "ON" if namespace.mass_change_guard else "OFF",
+    }
+
+
+def membership_data(member: Member) -> dict[str, Any]:
+    return {"namespace": member.namespace, "user": member.user_id, "role": member.role.name}
+
+
+def revocation_data(user_id: str, ended_at: datetime) -> dict[str, Any]:
+    # A minute more than the youngest access token lives, for clocks that disagree.
+    return {"user": user_id, "expiresAt": int((ended_at + ACCESS_LIFE).timestamp()) + 60}
+
+
+def created(key: Key, data: Mapping[str, Any], actor: str, stamp: Stamp) -> Change:
+    """A new record."""
+    entity = Entity(uid=_uuid7(stamp.commit_time), created_by=actor)
+    entity.create_time.FromDatetime(stamp.commit_time)
+    return Change(CREATED, *key, _finished(entity, key, data, actor, stamp))
+
+
+def updated(key: Key, data: Mapping[str, Any], previous: bytes, actor: str, stamp: Stamp) -> Change:
+    """A record whose last version is *previous*, with new data."""
+    return Change(UPDATED, *key, _finished(Entity.FromString(previous), key, data, actor, stamp), previous)
+
+
+def deleted(key: Key, previous: bytes, actor: str, stamp: Stamp) -> Change:
+    """A record that is gone; what it held goes with the change, so that readers know what to forget."""
+    entity = Entity.FromString(previous)
+    entity.delete_time.FromDatetime(stamp.commit_time)
+    return Change(DELETED, *key, _finished(entity, key, None, actor, stamp), previous)
+
+
+def _finished(entity: Entity, key: Key, data: Mapping[str, Any] | None, actor: str, stamp: Stamp) -> bytes:
+    entity.type, record_id = key
+    entity.name = f"namespaces/{SYSTEM}/types/{entity.type}/entities/{record_id}"
+    if data is not None:
+        entity.data.Clear()
+        entity.data.update(data)
+    entity.etag = etag(stamp.revision)
+    entity.revision = stamp.revision
+    entity.update_time.FromDatetime(stamp.commit_time)
+    entity.updated_by = actor
+    return entity.SerializeToString(deterministic=True)
+
+
+def _uuid7(moment: datetime) -> str:
+    """RFC 9562: milliseconds first, so that ids sort by time."""
+    milliseconds = int(moment.timestamp() * 1000)
+    raw = bytearray(milliseconds.to_bytes(6, "big") + os.urandom(10))
+    raw[6] = 0x70 | raw[6] & 0x0F
+    raw[8] = 0x80 | raw[8] & 0x3F
+    return str(UUID(bytes=bytes(raw)))

@@ -1,0 +1,168 @@
+"""The process of the user service: ``strandline-user`` serves, ``strandline-user migrate`` updates the schema."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+import psycopg
+
+from services.runtime import changelog, log_service, telemetry
+from services.runtime.bus import Bus
+from services.runtime.call import Namespace as Life
+from services.runtime.committer import Committer
+from services.runtime.database import Database
+from services.runtime.errors import Error
+from services.runtime.gate import Gate
+from services.runtime.migrations import migrate
+from services.runtime.server import Server, run_main
+from services.runtime.tokens import TokenVerifier
+from services.runtime.upstream import channel
+from services.user import store, upkeep
+from services.user.access import LocalAccess
+from services.user.access_api import AccessHandlers
+from services.user.addresses import AddressIndex
+from services.user.auth_api import AuthHandlers, UserHandlers
+from services.user.deletions import Deletions
+from services.user.ledger import SystemLedger, SystemLog
+from services.user.mail import Mailer
+from services.user.model import SYSTEM
+from services.user.namespace_api import NamespaceHandlers
+from services.user.passwords import Passwords
+from services.user.registration import Registration
+from services.user.sessions import RefreshTokens
+from services.user.settings import Keys, UserSettings
+from services.user.sign_in import SignIn
+from services.user.signing import TokenSigner
+from services.user.snapshots import SystemSnapshots
+from services.user.upstream import EntityData
+
+logger = logging.getLogger(__name__)
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+# How long to wait at start for a database that is starting too.
+DATABASE_SECONDS = 15.0
+_PACKAGE = "strandline.user.v1"
+
+
+class UserService:
+    """Everything that one process consists of, put together."""
+
+    def __init__(self, settings: UserSettings, keys: Keys, system_epoch: str) -> None:
+        """*system_epoch* is the life of ``system`` in the database; must be called inside the event loop."""
+        self._settings = settings
+        self.bus = Bus(settings.nats_url, settings.nats_credentials, settings.tls_dir, "user")
+        self.database = Database(settings.database_url)
+        self.engine = store.open_engine(settings.database_url)
+        self.committer = Committer(self.database, SystemLedger(), self.bus.publish_commit)
+        self.mailer = Mailer(settings.smtp_url, settings.mail_from)
+        self.entity_channel = channel(settings.entity_address)
+        system = SystemLog(self.committer, Life(SYSTEM, system_epoch))
+        addresses = AddressIndex(keys.blind_index)
+        passwords = Passwords(keys.pepper)
+        signer = TokenSigner(settings.secrets_dir / "signing", settings.token_issuer)
+        self.registration = Registration(self.engine, keys.keyring, addresses, passwords, system, self.mailer)
+        sign_in = SignIn(self.engine, addresses, passwords, RefreshTokens(keys.refresh), signer, system)
+        self.deletions = Deletions(self.database, system, EntityData(self.entity_channel).purge)
+        gate = Gate(TokenVerifier(settings.token_issuer, signer.key_set), LocalAccess(self.database))
+        handlers: dict[str, object] = {
+            f"{_PACKAGE}.AuthService": AuthHandlers(self.registration, sign_in, signer),
+            f"{_PACKAGE}.UserService": UserHandlers(self.registration),
+            f"{_PACKAGE}.NamespaceService": NamespaceHandlers(self.database, system, self.deletions, keys.page_token),
+            f"{_PACKAGE}.AccessService": AccessHandlers(self.database),
+            log_service.NAME: log_service.LogHandlers(self.database, SystemSnapshots(self.database)),
+        }
+        self.server = Server(settings)
+        for name, service_handlers in handlers.items():
+            self.server.add(name, service_handlers, gate.admit)
+
+    async def run(self) -> None:
+        """Serve until told to stop, then leave nothing half done."""
+        self.bus.start()
+        if self._settings.bootstrap_email:
+            await self._bootstrap()
+        background = [
+            asyncio.create_task(work)
+            for work in (
+                upkeep.beat(self.database, self.bus),
+                upkeep.sweep(self.database, self.engine),
+                self.deletions.run(),
+            )
+        ]
+        try:
+            await self.server.run()
+        finally:
+            for task in background:
+                task.cancel()
+            await self.close()
+
+    async def close(self) -> None:
+        """Answer what was submitted, send what waits, and disconnect."""
+        await self.committer.drain()
+        await self.mailer.close(seconds=1)
+        await self.bus.close()
+        await self.entity_channel.close()
+        await self.engine.dispose()
+        await self.database.close()
+
+    async def _bootstrap(self) -> None:
+        try:
+            await self.registration.ensure_administrator(
+                self._settings.bootstrap_email, self._settings.bootstrap_password
+            )
+        except Error as failure:
+            raise RuntimeError(f"the administrator cannot be made: {failure}") from None
+
+
+async def serve(settings: UserSettings) -> None:
+    """Bring the schema up to date if that is this process's task, and serve."""
+    keys = Keys.read(settings.secrets_dir)
+    epoch = await _wait_for_system(settings)
+    await UserService(settings, keys, epoch).run()
+
+
+async def _wait_for_system(settings: UserSettings) -> str:
+    """The epoch of ``system``, once the database answers and has its schema.
+
+    Raises:
+        RuntimeError: not within 15 s.
+    """
+    deadline = asyncio.get_running_loop().time() + DATABASE_SECONDS
+    while True:
+        try:
+            if settings.migrate_url:
+                await migrate(settings.migrate_url, MIGRATIONS)
+            database = Database(settings.database_url, size=1)
+            try:
+                (head,) = await changelog.read_heads(database, [SYSTEM])
+            finally:
+                await database.close()
+            return head.epoch
+        except (psycopg.OperationalError, psycopg.errors.UndefinedTable) as failure:
+            if asyncio.get_running_loop().time() > deadline:
+                raise RuntimeError(f"the database is not ready: {failure}") from failure
+            await asyncio.sleep(0.1)
+
+
+def main() -> None:
+    """The console script."""
+    telemetry.configure_logging("user", os.environ.get("STRANDLINE_LOG_LEVEL", "INFO"))
+    run_main(_migrate if sys.argv[1:] == ["migrate"] else _serve)
+
+
+async def _serve() -> None:
+    await serve(UserSettings.from_env(os.environ))
+
+
+async def _migrate() -> None:
+    settings = UserSettings.from_env(os.environ)
+    if not settings.migrate_url:
+        raise KeyError("STRANDLINE_MIGRATE_URL")
+    await migrate(settings.migrate_url, MIGRATIONS)
+
+
+if __name__ == "__main__":
+    main()
