@@ -69,7 +69,7 @@ LOG_TABLES: tuple[LiteralString, ...] = (
         revision bigint NOT NULL,
         answer bytea NOT NULL,
         create_time timestamptz NOT NULL,
-        PRIMARY KEY (namespace, principal, method, request_id)
+        PRIMARY KEY (namespace, request_id, principal, method)
     )""",
     # Taking the lock first, and in a statement of its own, is what makes every later statement of the transaction see
     # all earlier commits of the namespace: under READ COMMITTED each one has a snapshot taken after the lock.
@@ -202,14 +202,11 @@ CREATE_HEAD: LiteralString = "INSERT INTO heads (namespace, epoch) VALUES (%s, %
 
 
 def find_requests(namespace: str, keys: Sequence[tuple[str, str, str]]) -> Statement:
-    """Rows (principal, method, request id, body hash, revision, answer) of those already answered."""
-    principals, methods, request_ids = zip(*keys, strict=True)
+    """Rows (principal, method, request id, body hash, revision, answer) of those already answered, and maybe others."""
     return Statement(
-        """SELECT r.principal, r.method, r.request_id, r.body_hash, r.revision, r.answer
-        FROM unnest(%s::text[], %s::text[], %s::text[]) AS k (principal, method, request_id)
-        JOIN requests r ON r.namespace = %s AND r.principal = k.principal AND r.method = k.method
-            AND r.request_id = k.request_id AND r.create_time > now() - interval '24 hours'""",
-        (packed_text(principals), packed_text(methods), packed_text(request_ids), namespace),
+        """SELECT principal, method, request_id, body_hash, revision, answer FROM requests
+        WHERE namespace = %s AND request_id = ANY(%s) AND create_time > now() - interval '24 hours'""",
+        (namespace, packed_text({request_id for _, _, request_id in keys})),
     )
 
 
@@ -260,7 +257,7 @@ def append(namespace: str, units: Sequence[LoggedUnit], answers: Sequence[Answer
                     (namespace, principal, method, request_id, body_hash, revision, answer, create_time)
                 SELECT %s, *, now()
                 FROM unnest(%s::text[], %s::text[], %s::text[], %s::bytea[], %s::int8[], %s::bytea[])
-                ON CONFLICT (namespace, principal, method, request_id) DO UPDATE SET body_hash = excluded.body_hash,
+                ON CONFLICT (namespace, request_id, principal, method) DO UPDATE SET body_hash = excluded.body_hash,
                     revision = excluded.revision, answer = excluded.answer, create_time = excluded.create_time""",
                 (
                     namespace,
@@ -356,14 +353,19 @@ async def find_revision(database: Database, namespace: str, moment: datetime) ->
 
 
 def select_versions(namespace: str, keys: Sequence[tuple[str, str]], revision: int) -> Statement:
-    """Rows (type, id, kind, serialized Entity) of each (type, id): its newest version at or before *revision*."""
+    """Rows (type, id, kind, serialized Entity) of each (type, id): its newest version at or before *revision*.
+
+    The subqueries are fenced (LIMIT, OFFSET 0): joined freely, a planner without statistics reads the whole log once
+    and compares every key with every row.
+    """
     types, ids = zip(*keys, strict=True)
     return Statement(
-        """SELECT k.type, k.id, v.kind, substring(u.body FROM v.start + 1 FOR v.length)
+        """SELECT k.type, k.id, v.kind, u.entity
         FROM unnest(%s::text[], %s::text[]) AS k (type, id)
         CROSS JOIN LATERAL (SELECT * FROM versions WHERE namespace = %s AND type = k.type AND id = k.id
             AND revision <= %s ORDER BY revision DESC LIMIT 1) v
-        JOIN units u ON u.namespace = %s AND u.revision = v.revision""",
+        CROSS JOIN LATERAL (SELECT substring(body FROM v.start + 1 FOR v.length) AS entity FROM units
+            WHERE namespace = %s AND revision = v.revision OFFSET 0) u""",
         (packed_text(types), packed_text(ids), namespace, revision, namespace),
     )
 

@@ -26,6 +26,13 @@ Row: TypeAlias = tuple[Any, ...]
 Connection: TypeAlias = psycopg.AsyncConnection[Row]
 # Seconds to wait for a connection before the caller hears UNAVAILABLE.
 CONNECT_TIMEOUT = 5
+# Every statement here walks key ranges. A planner without statistics, as in the first minute of an import, prefers to
+# read a whole namespace once and compare it with every key: 356 units/s at 1,000 waiting writes instead of 21,000.
+# These settings leave it only index walks; joins with an array are fenced by LATERAL besides.
+INDEX_WALKS_ONLY = (
+    "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c enable_material=off "
+    "-c plan_cache_mode=force_generic_plan"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +69,7 @@ class Database:
 
     async def _connect(self) -> Connection:
         return await psycopg.AsyncConnection.connect(
-            self._url, autocommit=True, prepare_threshold=1, connect_timeout=CONNECT_TIMEOUT
+            self._url, autocommit=True, prepare_threshold=1, connect_timeout=CONNECT_TIMEOUT, options=INDEX_WALKS_ONLY
         )
 
     async def read(self, namespace: str, *statements: Statement) -> list[list[Row]]:
