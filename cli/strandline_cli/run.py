@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 
-from strandline_cli import envoys, mail, nats, smoke
+from strandline_cli import envoys, mail, smoke
 from strandline_cli.console import Console
-from strandline_cli.credentials import SERVICES, ensure_secrets
+from strandline_cli.credentials import ensure_secrets
+from strandline_cli.generate import generate
 from strandline_cli.inventory import Inventory
 from strandline_cli.parts import Layout, ProcessPart
 from strandline_cli.supervisor import Supervisor
-
-_WORKLOADS = (*SERVICES, "edge", "nats")
 
 
 class Run:
@@ -44,18 +43,12 @@ class Run:
         Raises:
             PlatformFailure: something did not work, by itself or inside the exception group of *group*.
         """
-        home, parts = self._layout.home, self._parts
-        with self._step("secrets"):
-            ensure_secrets(home.secrets)
+        parts = self._parts
+        ensure_secrets(self._layout.home.secrets)
         database = group.create_task(self._start_database(group))
-        with self._step("certificates"):
-            await asyncio.to_thread(self._ensure_certificates)
-        self._keep(group, *parts.services)
-        nats.write_configuration(self._layout)
-        self._keep(group, parts.nats)
         with self._step("configuration"):
-            await asyncio.to_thread(envoys.write_configurations, self._layout)
-        self._keep(group, *parts.sidecars)
+            await generate(self._layout)
+        self._keep(group, *parts.services, parts.nats, *parts.sidecars)
         with self._step("mail"):
             await self._sink.enter_async_context(mail.sink(self._layout))
         await self._ready["user"].wait()
@@ -64,7 +57,7 @@ class Run:
         for ready in self._ready.values():
             await ready.wait()
         with self._step("smoke check"):
-            return await asyncio.to_thread(smoke.check, home, self._layout.rest)
+            return await asyncio.to_thread(smoke.check, self._layout.home, self._layout.rest)
 
     async def drain(self) -> None:
         """Stop everything, the outermost part first.
@@ -95,11 +88,6 @@ class Run:
         await self._ready["postgres"].wait()
         with self._step("databases"):
             await database.create_databases()
-
-    def _ensure_certificates(self) -> None:
-        from strandline_gateway.certificates import ensure_certificates
-
-        ensure_certificates(self._layout.home.certificates, _WORKLOADS, envoys.TRUST_DOMAIN)
 
     def _keep(self, group: asyncio.TaskGroup, *parts: ProcessPart) -> None:
         for part in parts:

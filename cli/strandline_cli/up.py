@@ -49,11 +49,11 @@ def up(home: Home, port: int, console: Console) -> int:
             with _run_folder(home) as run:
                 return asyncio.run(_supervise(Layout(home, run, chosen), console, began))
     except preflight.Unfit as unfit:
-        console.failure(str(unfit), [], [])
+        console.failure(str(unfit))
     except AlreadyRunning as other:
-        console.failure(f"Strandline runs in {home.root} already, as pid {other.pid}", [], ["strandline down"])
+        console.failure(f"Strandline runs in {home.root} already, as pid {other.pid}", advice=["strandline down"])
     except PlatformFailure as failure:
-        console.failure(str(failure), [], [])
+        console.failure(str(failure))
     return 1
 
 

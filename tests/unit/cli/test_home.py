@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from strandline_cli.credentials import ensure_secrets
+from strandline_cli.credentials import ensure_secrets, ensure_signing_keys
 from strandline_cli.home import AlreadyRunning, Home, Ports, State
 
 
@@ -47,6 +47,7 @@ def test_what_was_saved_is_loaded(home: Home) -> None:
 def test_secrets_are_readable_by_their_owner_alone_and_made_once(home: Home) -> None:
     home.prepare()
     ensure_secrets(home.secrets)
+    ensure_signing_keys(home.secrets)
     files = {path: path.read_bytes() for path in home.secrets.rglob("*") if path.is_file()}
     assert {path.relative_to(home.secrets).as_posix() for path in files} >= {
         "admin/password",
@@ -62,6 +63,7 @@ def test_secrets_are_readable_by_their_owner_alone_and_made_once(home: Home) -> 
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
     assert all(len(content) == 32 for path, content in files.items() if path.suffix == ".key")
     ensure_secrets(home.secrets)
+    ensure_signing_keys(home.secrets)
     assert {path: path.read_bytes() for path in files} == files
 
 
