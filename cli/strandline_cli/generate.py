@@ -36,9 +36,8 @@ async def generate(layout: Layout) -> None:
         if process.returncode is None:  # the start was given up
             process.kill()
     if process.returncode != 0:
-        raise PlatformFailure(
-            f"certificates and configurations could not be written:\n{output.decode(errors='replace')[-2000:]}"
-        )
+        words = output.decode(errors="replace")[-2000:]
+        raise PlatformFailure(f"certificates and configurations could not be written:\n{words}")
 
 
 def _main() -> None:

@@ -32,9 +32,8 @@ _CLUSTER_SQL = """
 set log_min_error_statement = panic;  -- the passwords below must not reach the log
 select format('create role %1$I', role) from unnest(array['{service}_owner', '{service}_migrate', '{service}_app']) role
   where not exists (select from pg_roles where rolname = role) \\gexec
-alter role {service}_owner nologin nosuperuser nobypassrls;
-alter role {service}_migrate login nosuperuser nobypassrls password '{migrate}';
-alter role {service}_app login nosuperuser nobypassrls password '{app}';
+alter role {service}_migrate password '{migrate}';
+alter role {service}_app password '{app}';
 grant {service}_owner to {service}_migrate;
 alter role {service}_migrate set role = '{service}_owner';
 alter role {service}_app set statement_timeout = '5s';
@@ -52,6 +51,12 @@ alter schema public owner to {service}_owner;
 grant usage on schema public to {service}_app;
 alter default privileges for role {service}_owner grant select, insert, update, delete on tables to {service}_app;
 alter default privileges for role {service}_owner grant usage on sequences to {service}_app;
+"""
+# Last, because the services already knock: one that came in before the default privileges were set would make tables
+# that its own app role may not read.
+_LOGIN_SQL = """
+alter role {service}_migrate login;
+alter role {service}_app login;
 """
 
 
@@ -128,7 +133,7 @@ class Postgres:
                 migrate=(passwords / f"{service}_migrate").read_text(),
                 app=(passwords / f"{service}_app").read_text(),
             )
-            for template in (_CLUSTER_SQL, _DATABASE_SQL)
+            for template in (_CLUSTER_SQL, _DATABASE_SQL, _LOGIN_SQL)
             for service in SERVICES
         ]
         code, output = await self._psql("".join(statements))
