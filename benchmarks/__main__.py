@@ -1,0 +1,46 @@
+"""``make bench``: every figure with its ceiling, as JSON lines. ``--only NAME`` one of them, ``--quick`` shorter.
+
+The whole takes less than 5 minutes. Run it on a machine that does nothing else: each line says in ``cpu.foreign`` how
+many cores somebody else took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+
+from benchmarks import batch_writes, delivery, imports, point_reads, single_writes
+from benchmarks.machine import LOAD_CORE, PINNED
+from benchmarks.stack import stack
+
+_BENCHMARKS = {
+    "point_reads": (point_reads.run, ("user", "entity")),
+    "single_writes": (single_writes.run, ("user", "entity")),
+    "batch_writes": (batch_writes.run, ("user", "entity")),
+    "delivery": (delivery.run, ("user", "entity", "stream")),
+}
+
+
+async def _main(only: str | None, quick: bool) -> None:
+    for name, (run, services) in _BENCHMARKS.items():
+        if only in (None, name):
+            # Each gets an empty platform, so that none inherits the tables of the one before.
+            async with stack(services) as running:
+                await run(running, quick=quick)
+    if only in (None, "imports"):
+        await imports.run(quick=quick)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", choices=[*_BENCHMARKS, "imports"])
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: a try, not a figure")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    arguments = _arguments()
+    if PINNED:
+        os.sched_setaffinity(0, {LOAD_CORE})
+    asyncio.run(_main(arguments.only, arguments.quick))

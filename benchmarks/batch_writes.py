@@ -1,0 +1,108 @@
+"""Rows per second of ``BatchWrite``: 500 creates a call as ``data_json``, schema checked, three indexes, 4 in flight.
+
+In the path: gRPC on the entity service's own socket, parsing and validating every row, its three index keys, its unit,
+version and remembered request, PostgreSQL on the other core with fsync on. The client is this process, on the core of
+PostgreSQL: its requests are serialized beforehand, its answers are parsed afterwards, and ``cpu.load`` says how little
+it takes. Every answer must say OK for every row.
+
+The ceiling is COPY of the very rows that each round made (see ``copying``). Wrong to conclude: that the ratio could
+reach 1; COPY neither parses nor checks anything and does not remember requests for retries. Nor is this the rate of an
+import, which reads a file and goes through the edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Iterator, Sequence
+
+import grpc
+from strandline.entity.v1 import entity_pb2, entity_service_pb2
+
+from benchmarks import figures
+from benchmarks.copying import CopyCeiling
+from benchmarks.machine import CORES, Meter
+from benchmarks.records import Record, records
+from benchmarks.stack import Stack
+from benchmarks.tenant import Tenant, tenant
+from services.runtime.upstream import channel
+
+METHOD = "/strandline.entity.v1.EntityService/BatchWrite"
+ROWS = 500
+IN_FLIGHT = 4
+
+
+async def run(stack: Stack, *, quick: bool) -> None:
+    """Print ``batch_writes``."""
+    calls, rounds = (16, 2) if quick else (48, 5)
+    copy = CopyCeiling(stack.database("entity"))
+    meter = Meter(stack.pids)
+    rates, ceilings = [], []
+    async with tenant(stack, indexed=True) as place, channel(f"unix:{stack.socket('entity')}") as to:
+        await copy.create()
+        made = records(random.Random(3), itertools.count())
+        revision = await _revision(place)
+        # The first turn warms both up and is thrown away.
+        for turn in range(rounds + 1):
+            requests = list(_requests(place, made, calls if turn else 8))
+            with meter.running():
+                began = time.perf_counter()
+                answers = await _send(to, requests, place.metadata)
+                seconds = time.perf_counter() - began
+            before, revision = revision, _check(answers)
+            if revision - before != len(requests) * ROWS:
+                raise RuntimeError(f"{len(requests) * ROWS} rows made {revision - before} revisions")
+            copied = await copy.seconds(place.namespace, before, revision)
+            if turn:
+                rates.append(len(requests) * ROWS / seconds)
+                ceilings.append(len(requests) * ROWS / copied)
+    context = {"in_flight": IN_FLIGHT, "rows_per_call": ROWS, "indexes": 3, "cores": CORES, "sidecars": False}
+    figures.emit("batch_writes", "rows/s", rates, ceilings, context | {"cpu": meter.cores()})
+
+
+async def _revision(place: Tenant) -> int:
+    """The newest revision, told by a write that is only checked."""
+    create = entity_pb2.CreateMutation(
+        name=f"{place.type_name}/entities/probe", data_json=b'{"name":"","country":"CH"}'
+    )
+    probe = entity_service_pb2.TransactRequest(
+        parent=place.parent, mutations=[entity_pb2.Mutation(create=create)], validate_only=True
+    )
+    return (await place.entities.Transact(probe, metadata=place.metadata)).revision
+
+
+def _requests(place: Tenant, made: Iterator[Record], count: int) -> Iterator[bytes]:
+    for _ in range(count):
+        writes = [
+            entity_pb2.Mutation(
+                create=entity_pb2.CreateMutation(name=f"{place.type_name}/entities/{record.id}", data_json=record.data)
+            )
+            for record in itertools.islice(made, ROWS)
+        ]
+        yield entity_service_pb2.BatchWriteRequest(parent=place.parent, writes=writes).SerializeToString()
+
+
+async def _send(to: grpc.aio.Channel, requests: Sequence[bytes], metadata: tuple[tuple[str, str], ...]) -> list[bytes]:
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = to.unary_unary(METHOD)
+    waiting = iter(requests)
+    answers: list[bytes] = []
+
+    async def worker() -> None:
+        for request in waiting:
+            answers.append(await call(request, metadata=metadata))
+
+    await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
+    return answers
+
+
+def _check(answers: Sequence[bytes]) -> int:
+    """The newest revision; raises unless every row of every answer is OK."""
+    newest = 0
+    for answer in map(entity_service_pb2.BatchWriteResponse.FromString, answers):
+        failed = [result.status for result in answer.results if result.status.code]
+        if failed or len(answer.results) != ROWS:
+            raise RuntimeError(f"{len(failed)} rows of a batch failed: {failed[:1]}")
+        newest = max(newest, answer.revision)
+    return newest

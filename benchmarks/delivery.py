@@ -1,0 +1,174 @@
+"""Milliseconds from commit to delivery: 100 commits a second, each to 100 subscribers, p50 and p99 of all deliveries.
+
+Counted from the commit time that the revision carries, which PostgreSQL's clock gives under the lock, before the rows
+are written and the fsync: so the durable part of the commit is in the figure. ``from_send`` counts from the moment the
+writer sent the call. The writer keeps its pace whatever the answers do (a late answer does not thin out the load). Each
+subscriber must see each commit once, and all in the same order, or there is no figure.
+
+In the path: the entity service, the bus (TLS), the stream service's hub and its transport, NDJSON or gRPC. Not in the
+path: sidecars, the edge. The subscribers are one C program on the other core, with PostgreSQL and the writer; the
+ceiling is ``fanout``, run in turn. Services share one core: on more cores the tail is shorter.
+
+Wrong to conclude: how many deliveries per second are possible. This is latency at a tenth of any limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import orjson
+from strandline.entity.v1 import entity_service_pb2
+from strandline.stream.v1 import stream_service_pb2
+
+from benchmarks import figures
+from benchmarks import sink as sinks
+from benchmarks.fanout import READY
+from benchmarks.machine import CORES, SUBJECT_CORE, Meter, pin, wait_for_socket
+from benchmarks.stack import Stack
+from benchmarks.tenant import Tenant, tenant
+from services.runtime.upstream import channel
+
+SUBSCRIBERS = 100
+PER_SECOND = 100
+# About the size of the same commit's line in the feed.
+PEER_LINE_BYTES = 700
+
+# Makes one commit that carries the mark; returns its commit time in ns.
+Write = Callable[[str], Awaitable[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Milliseconds of all deliveries of one round."""
+
+    from_commit: Sequence[float]
+    from_send: Sequence[float]
+
+
+async def run(stack: Stack, *, quick: bool) -> None:
+    """Print ``delivery.<transport>.p50`` and ``.p99``."""
+    if not sinks.installed():
+        figures.skip("delivery", sinks.MISSING)
+        return
+    seconds, rounds = (3, 1) if quick else (10, 2)
+    async with tenant(stack, indexed=False) as place, _peer(stack) as (peer_write, peer_pid):
+        epoch = await _epoch(place)
+        watch = stream_service_pb2.WatchRequest(parent=place.parent, now=True).SerializeToString()
+        transports = {
+            "ndjson": (stack.feeds, sinks.http_hello(f"/v1/{place.parent}:watch?now=true", place.token)),
+            "grpc": (
+                stack.socket("stream"),
+                sinks.grpc_hello("/strandline.stream.v1.StreamService/Watch", watch, place.token),
+            ),
+        }
+        for name, (socket, hello) in transports.items():
+            ours, theirs = [], []
+            meter, peer_meter = Meter(stack.pids), Meter({"peer": peer_pid})
+            for _ in range(rounds):
+                peer_hello = sinks.http_hello("/", "")
+                with peer_meter.running():
+                    theirs.append(await _round(stack, _peer_feed(stack), peer_hello, READY, peer_write, seconds))
+                with meter.running():
+                    ours.append(await _round(stack, socket, hello, epoch, _writer(place), seconds))
+            _emit(name, ours, theirs, {"cpu": meter.cores(), "ceiling_cpu": peer_meter.cores(), "seconds": seconds})
+
+
+def _emit(transport: str, ours: Sequence[Latencies], theirs: Sequence[Latencies], context: dict[str, object]) -> None:
+    for percent in (50, 99):
+        from_send = {
+            "from_send": round(statistics.median(figures.percentile(each.from_send, percent) for each in ours), 2),
+            "ceiling_from_send": round(
+                statistics.median(figures.percentile(each.from_send, percent) for each in theirs), 2
+            ),
+        }
+        figures.emit(
+            f"delivery.{transport}.p{percent}",
+            "ms",
+            [figures.percentile(each.from_commit, percent) for each in ours],
+            [figures.percentile(each.from_commit, percent) for each in theirs],
+            {
+                "subscribers": SUBSCRIBERS,
+                "commits_per_second": PER_SECOND,
+                "cores": CORES,
+                "sidecars": False,
+                "smaller_is_better": True,
+                **from_send,
+                **context,
+            },
+        )
+
+
+async def _round(stack: Stack, socket: Path, hello: sinks.Hello, ready: str, write: Write, seconds: int) -> Latencies:
+    """One commit every 10 ms for *seconds*; what the subscribers saw of them."""
+    count = seconds * PER_SECOND
+    sent, committed = [0] * count, [0] * count
+    async with sinks.sink(
+        stack.layout.run, socket, hello, ready, subscribers=SUBSCRIBERS, expected=count
+    ) as subscribers:
+        begin = time.monotonic() + 0.1
+
+        async def commit(number: int) -> None:
+            await asyncio.sleep(begin + number / PER_SECOND - time.monotonic())
+            sent[number] = time.time_ns()
+            committed[number] = await write(sinks.mark(number))
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(count):
+                group.create_task(commit(number))
+        arrivals = await subscribers.arrivals(patience=10)
+    each = list(itertools.chain.from_iterable(moments.items() for moments in arrivals))
+    return Latencies(
+        [(moment - committed[number]) / 1e6 for number, moment in each],
+        [(moment - sent[number]) / 1e6 for number, moment in each],
+    )
+
+
+def _writer(place: Tenant) -> Write:
+    async def write(mark: str) -> int:
+        request = entity_service_pb2.CreateEntityRequest(parent=place.type_name)
+        request.entity.data.update({"name": "Municipal Airport", "city": "City", "country": "CH", "mark": mark})
+        answer = await place.entities.CreateEntity(request, metadata=place.metadata)
+        return answer.entity.update_time.ToNanoseconds()
+
+    return write
+
+
+async def _epoch(place: Tenant) -> str:
+    """The first message of every feed carries it: so a subscriber is known to be served."""
+    request = entity_service_pb2.CreateEntityRequest(parent=place.type_name)
+    request.entity.data.update({"name": "first", "country": "CH"})
+    return (await place.entities.CreateEntity(request, metadata=place.metadata)).epoch
+
+
+def _peer_feed(stack: Stack) -> Path:
+    return stack.layout.run / "fanout-feed.sock"
+
+
+@asynccontextmanager
+async def _peer(stack: Stack) -> AsyncIterator[tuple[Write, int]]:
+    address = f"unix:{stack.layout.run / 'fanout.sock'}"
+    command = (sys.executable, "-m", "benchmarks.fanout", address, str(_peer_feed(stack)), stack.database("entity"))
+    process = await asyncio.create_subprocess_exec(*pin(SUBJECT_CORE), *command)
+    try:
+        await wait_for_socket(_peer_feed(stack), process)
+        async with channel(address) as to:
+            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = to.unary_unary("/benchmarks.Fanout/Write")
+
+            async def write(mark: str) -> int:
+                line = orjson.dumps({"mark": mark})
+                return int.from_bytes(await call(line.ljust(PEER_LINE_BYTES - 1) + b"\n"), "big")
+
+            yield write, process.pid
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()

@@ -1,0 +1,40 @@
+"""The ceiling of every unary call: ``python -m benchmarks.echo unix:/path ANSWER_BYTES``.
+
+The same kind of server as the services' (grpc.aio on uvloop, the same options), and nothing else: no interceptor, no
+adapter, no token, no protobuf. Every method answers ANSWER_BYTES fixed bytes, whatever it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import grpc
+import uvloop
+
+from services.runtime.upstream import MESSAGE_OPTIONS
+
+
+class _Every(grpc.GenericRpcHandler):
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        return grpc.unary_unary_rpc_method_handler(self._echo)
+
+    async def _echo(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        return self._answer
+
+
+async def serve(address: str, answer_bytes: int) -> None:
+    """Answer until the process is ended."""
+    server = grpc.aio.server(options=MESSAGE_OPTIONS)
+    server.add_generic_rpc_handlers((_Every(bytes(answer_bytes)),))
+    server.add_insecure_port(address)
+    await server.start()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(sys.argv[1], int(sys.argv[2])))

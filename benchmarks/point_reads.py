@@ -1,0 +1,59 @@
+"""Point reads per second over gRPC: ``GetEntity`` of eight entities by turns, 64 in flight.
+
+In the path: HTTP/2 on the entity service's own unix socket, token and membership check (the token's signature is
+checked once and then remembered), rules of the request, the coalesced query, PostgreSQL on the other core. Not in the
+path: sidecars, the edge, TLS, tracing.
+
+Wrong to conclude: what a client gets at the edge (two proxies more), or what reads cost that miss PostgreSQL's cache:
+eight rows are always in memory. The ratio says what Strandline adds to grpcio, not how fast grpcio is.
+"""
+
+from __future__ import annotations
+
+import random
+
+from strandline.entity.v1 import entity_pb2, entity_service_pb2
+
+from benchmarks import figures, h2load
+from benchmarks.machine import CORES
+from benchmarks.records import records
+from benchmarks.stack import Stack
+from benchmarks.tenant import TYPE, tenant
+from benchmarks.unary import IN_FLIGHT, compare
+
+METHOD = "/strandline.entity.v1.EntityService/GetEntity"
+ENTITIES = 8
+
+
+async def run(stack: Stack, *, quick: bool) -> None:
+    """Print ``point_reads``."""
+    if not h2load.installed():
+        figures.skip("point_reads", h2load.MISSING)
+        return
+    async with tenant(stack, indexed=False) as place:
+        names = [f"{place.type_name}/entities/e-{number}" for number in range(ENTITIES)]
+        for name, record in zip(names, records(random.Random(1), range(ENTITIES)), strict=True):
+            write = entity_pb2.Mutation(create=entity_pb2.CreateMutation(name=name, data_json=record.data))
+            await place.entities.BatchWrite(
+                entity_service_pb2.BatchWriteRequest(parent=place.parent, writes=[write]), metadata=place.metadata
+            )
+        requests = [entity_service_pb2.GetEntityRequest(name=name) for name in names]
+        answers = [await place.entities.GetEntity(request, metadata=place.metadata) for request in requests]
+        for name, answer in zip(names, answers, strict=True):
+            if answer.entity.name != name or answer.entity.type != TYPE or not answer.entity.data.fields["name"]:
+                raise RuntimeError(f"a read of {name} was answered with {answer}")
+        size = round(sum(answer.ByteSize() for answer in answers) / len(answers))
+        comparison = await compare(
+            stack,
+            place,
+            METHOD,
+            [request.SerializeToString() for request in requests],
+            size,
+            requests=4_000 if quick else 16_000,
+            rounds=2 if quick else 4,
+        )
+        if await place.entities.GetEntity(requests[0], metadata=place.metadata) != answers[0]:
+            raise RuntimeError("the entity changed while it was only read")
+    context = {"in_flight": IN_FLIGHT, "cores": CORES, "sidecars": False, "answer_bytes": size}
+    cpu = {"cpu": comparison.cpu, "ceiling_cpu": comparison.echo_cpu}
+    figures.emit("point_reads", "calls/s", comparison.ours, comparison.echo, context | cpu)

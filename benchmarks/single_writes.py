@@ -1,0 +1,52 @@
+"""Durable single writes per second over gRPC: ``CreateEntity`` without an id, 64 in flight, fsync on.
+
+In the path: all of a point read's, the schema, and the commit: group commit puts what waits into one transaction. The
+revision must have grown by exactly the number of calls, or there is no figure. The same call is sent over and over, but
+each makes an entity of its own (a new UUIDv7). Not in the path: sidecars, the edge, TLS, indexes, tracing.
+
+Wrong to conclude: what one writer alone gets (it waits for its own fsync each time), or what a slower disk allows. The
+ceiling is an echo: it writes nothing.
+"""
+
+from __future__ import annotations
+
+import random
+
+import orjson
+from strandline.entity.v1 import entity_service_pb2
+
+from benchmarks import figures, h2load
+from benchmarks.machine import CORES
+from benchmarks.records import records
+from benchmarks.stack import Stack
+from benchmarks.tenant import Tenant, tenant
+from benchmarks.unary import IN_FLIGHT, compare
+
+METHOD = "/strandline.entity.v1.EntityService/CreateEntity"
+
+
+async def run(stack: Stack, *, quick: bool) -> None:
+    """Print ``single_writes``."""
+    if not h2load.installed():
+        figures.skip("single_writes", h2load.MISSING)
+        return
+    requests, rounds = (4_000, 2) if quick else (12_000, 4)
+    async with tenant(stack, indexed=False) as place:
+        request = _request(place)
+        first = await place.entities.CreateEntity(request, metadata=place.metadata)
+        call, size = request.SerializeToString(), first.ByteSize()
+        comparison = await compare(stack, place, METHOD, [call], size, requests=requests, rounds=rounds)
+        last = await place.entities.CreateEntity(request, metadata=place.metadata)
+    written = last.revision - first.revision - 1
+    if written != requests // 4 + rounds * requests:  # the first, shorter turn warms up
+        raise RuntimeError(f"the calls were all answered, and made {written} revisions")
+    context = {"in_flight": IN_FLIGHT, "cores": CORES, "sidecars": False, "answer_bytes": size, "revisions": written}
+    cpu = {"cpu": comparison.cpu, "ceiling_cpu": comparison.echo_cpu}
+    figures.emit("single_writes", "calls/s", comparison.ours, comparison.echo, context | cpu)
+
+
+def _request(place: Tenant) -> entity_service_pb2.CreateEntityRequest:
+    (record,) = records(random.Random(2), range(1))
+    request = entity_service_pb2.CreateEntityRequest(parent=place.type_name)
+    request.entity.data.update(orjson.loads(record.data))
+    return request

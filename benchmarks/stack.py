@@ -1,0 +1,134 @@
+"""The services without proxies: PostgreSQL (fsync on), NATS with TLS, and the services as their console scripts run.
+
+Everything is started as the local platform starts it, with the same settings; only the sidecars are left out: a
+service's way to another one is that one's own socket. So a figure from here is about the services, and says nothing
+about what a client pays at the edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from strandline_cli import nats, ports, services
+from strandline_cli.credentials import SERVICES, ensure_secrets, ensure_signing_keys
+from strandline_cli.envoys import TRUST_DOMAIN
+from strandline_cli.home import Home
+from strandline_cli.parts import Layout, ProcessPart
+from strandline_cli.postgres import Postgres
+from strandline_cli.process import last_lines, spawn
+from strandline_gateway.certificates import ensure_certificates
+
+from benchmarks.machine import LOAD_CORE, SUBJECT_CORE, pin
+
+READY_SECONDS = 30.0
+# What is measured, hence on the first core; PostgreSQL is on the second one, with the load.
+_SUBJECTS = (*SERVICES, "nats")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Running processes and how to reach them."""
+
+    layout: Layout
+    processes: Mapping[str, Process]
+
+    @property
+    def pids(self) -> dict[str, int]:
+        return {name: process.pid for name, process in self.processes.items()}
+
+    def socket(self, service: str) -> Path:
+        """The gRPC port of *service*."""
+        return services.app_socket(self.layout, service)
+
+    @property
+    def feeds(self) -> Path:
+        """The HTTP port of the stream service."""
+        return services.http_socket(self.layout)
+
+    def secret(self, name: str) -> str:
+        return (self.layout.home.secrets / name).read_text()
+
+    def database(self, service: str) -> str:
+        """Conninfo of the superuser in a service's database."""
+        folder = self.layout.run / "postgres"
+        return f"host={folder} user=postgres password={self.secret('postgres/superuser')} dbname={service}"
+
+
+@asynccontextmanager
+async def stack(names: Sequence[str] = ("user", "entity")) -> AsyncIterator[Stack]:
+    """Run PostgreSQL, NATS and the named services in a temporary folder, until the block ends.
+
+    Raises:
+        RuntimeError: a part did not come to serve within 30 s; carries the end of its log.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="sl-bench-"))
+    folder.chmod(0o711)  # PostgreSQL's user passes through
+    running: dict[str, Process] = {}
+    started: list[ProcessPart] = []
+    try:
+        layout = await asyncio.to_thread(_prepare, folder)
+
+        async def start(*parts: ProcessPart) -> None:
+            for part in parts:
+                core = SUBJECT_CORE if part.name in _SUBJECTS else LOAD_CORE
+                pinned = replace(part, command=(*pin(core), *part.command))
+                running[part.name] = await spawn(pinned, layout.home.logs / f"{part.name}.log")
+                started.append(part)
+            for part in parts:
+                await _wait_until_ready(part, running[part.name], layout)
+
+        database = Postgres(layout)
+        await database.initialize()
+        await start(database.part(), nats.part(layout))
+        await database.create_databases()
+        await start(*(part for part in services.parts(layout) if part.name in names))
+        yield Stack(layout, running)
+    finally:
+        for part in reversed(started):
+            await _end(part, running[part.name])
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prepare(folder: Path) -> Layout:
+    home, run = Home(folder / "home"), folder / "run"
+    home.prepare()
+    run.mkdir()
+    run.chmod(0o711)
+    chosen, _ = ports.choose(0)
+    layout = Layout(home, run, chosen)
+    ensure_secrets(home.secrets)
+    ensure_signing_keys(home.secrets)
+    ensure_certificates(home.certificates, (*SERVICES, "nats"), TRUST_DOMAIN)
+    nats.write_configuration(layout)
+    for service, targets in services.UPSTREAMS.items():
+        for target in targets:
+            services.outbound_socket(layout, service, target).symlink_to(services.app_socket(layout, target))
+    return layout
+
+
+async def _wait_until_ready(part: ProcessPart, process: Process, layout: Layout) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while process.returncode is None and time.monotonic() < deadline:
+        if await part.ready():
+            return
+        await asyncio.sleep(0.05)
+    log = "\n".join(last_lines(layout.home.logs / f"{part.name}.log", 20))
+    raise RuntimeError(f"{part.name} does not serve:\n{log}")
+
+
+async def _end(part: ProcessPart, process: Process) -> None:
+    if process.returncode is None:
+        process.send_signal(part.stop_signal)
+        try:
+            await asyncio.wait_for(process.wait(), part.stop_within)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
