@@ -82,6 +82,7 @@ function envoy_on_response(handle)
   local forced = headers:get("strandline-http-status")
   for _, name in ipairs(HIDDEN) do headers:remove(name) end
   local http_status = tonumber(headers:get(":status"))
+  if http_status == 200 and forced ~= nil then headers:replace(":status", forced) end
   if http_status < 400 or string.sub(content_type, 1, 16) ~= "application/json" then return end
 
   local body = handle:body()

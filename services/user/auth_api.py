@@ -21,6 +21,7 @@ class AuthHandlers:
 
     async def register(self, request: pb.RegisterRequest, call: Call) -> pb.RegisterResponse:
         await self._registration.register(request.email, request.password, request.given_name, request.family_name)
+        call.response_headers["strandline-http-status"] = "202"  # accepted: the mail says what came of it
         return pb.RegisterResponse()
 
     async def verify_email(self, request: pb.VerifyEmailRequest, call: Call) -> pb.VerifyEmailResponse:
