@@ -39,7 +39,7 @@ def _examples(layout: Layout, proof: Proof) -> tuple[str, str, str]:
     entities = f"{namespace}/types/{TYPE}/entities"
     token = '-H "Authorization: Bearer $(strandline token)"'
     return (
-        f"""curl -s {token} {entities} --json '{{"data": {{"text": "hello"}}}}'""",
+        f"""curl -s {token} -H 'Content-Type: application/json' {entities} -d '{{"data": {{"text": "hello"}}}}'""",
         f"curl -s {token} {entities}",
         f"curl -sN {token} '{namespace}:watch?after_revision={proof.revision - 1}'",
     )

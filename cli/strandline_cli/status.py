@@ -14,7 +14,7 @@ from strandline_cli.ports import DEFAULTS
 
 @dataclass(frozen=True)
 class PartStatus:
-    """One part. ``state`` is ``ready`` (it answered), ``silent`` (it runs and does not answer) or ``stopped``."""
+    """One part. ``state``: ``ready`` (it answered), ``starting`` (not yet, or not again yet) or ``stopped``."""
 
     name: str
     state: str
@@ -52,9 +52,8 @@ def status(home: Home) -> Status:
 
 async def _ask(parts: tuple[Part, ...], pids: dict[str, int | None]) -> list[PartStatus]:
     async def ask(part: Part) -> PartStatus:
-        pid = pids.get(part.name)
-        if pid is None:
+        if not pids:
             return PartStatus(part.name, "stopped", None, part.address)
-        return PartStatus(part.name, "ready" if await part.ready() else "silent", pid, part.address)
+        return PartStatus(part.name, "ready" if await part.ready() else "starting", pids.get(part.name), part.address)
 
     return list(await asyncio.gather(*(ask(part) for part in parts)))

@@ -24,6 +24,7 @@ from strandline_cli.run import Run
 _LONGEST_RUN_FOLDER = 103 - 26
 _LEFTOVER_PATIENCE_SECONDS = 5.0
 _LOG_LINES = 20
+_RESET = "strandline reset   (removes all data)"
 
 
 def up(home: Home, port: int, console: Console) -> int:
@@ -80,8 +81,7 @@ async def _supervise(layout: Layout, console: Console, began: float) -> int:
         code = 1
         for failure in _leaves(known):
             log = last_lines(home.logs / f"{failure.part}.log", _LOG_LINES) if failure.part else []
-            tail = [f"strandline logs {failure.part}"] if failure.part else []
-            console.failure(str(failure), log, [*tail, "strandline reset"])
+            console.failure(str(failure), log, [f"strandline logs {failure.part or 'edge'}", _RESET])
     finally:
         draining = time.monotonic()
         await run.drain()
