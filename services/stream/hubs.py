@@ -18,7 +18,7 @@ from services.runtime.bus import Bus, commit_subject
 from services.runtime.call import Namespace
 from services.runtime.changelog import Head
 from services.runtime.errors import Error, OutOfRange, Unavailable
-from services.stream.hub import Hub
+from services.stream.hub import MAX_RING_BYTES, Hub
 from services.stream.upstream import Notice, read_notice
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,9 @@ class Positions(Protocol):
 class Hubs:
     """Hubs by namespace: made for the first subscriber, dropped half a minute after the last."""
 
-    def __init__(self, logs: Positions, bus: Bus) -> None:
+    def __init__(self, logs: Positions, bus: Bus, *, ring_bytes: int = MAX_RING_BYTES) -> None:
         self.draining = False
+        self._ring_bytes = ring_bytes
         self._logs = logs
         self._bus = bus
         self._hubs: dict[str, Hub] = {}
@@ -85,7 +86,7 @@ class Hubs:
             Unavailable: the owner does not answer, or the log has a life that the caller's access was not checked for.
         """
         while True:
-            hub = self._hubs.setdefault(namespace.id, Hub(namespace.id))
+            hub = self._hubs.setdefault(namespace.id, Hub(namespace.id, self._ring_bytes))
             hub.subscribers += 1
             try:
                 head = await self._head_of(namespace)

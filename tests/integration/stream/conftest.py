@@ -1,0 +1,149 @@
+"""The stream service in this process, over a real log, a real bus and a real HTTP port."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from services.runtime.bus import Bus
+from services.runtime.call import Namespace
+from tests.postgres import postgres
+
+from .owner import SYSTEM, TABLES, Owner
+from .service import ANN, StreamService
+
+__all__ = ["postgres"]
+
+_numbers = itertools.count(1)
+
+
+class Nats:
+    """A NATS server that can be taken away."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port: int = probe.getsockname()[1]
+        self.url = f"nats://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        program = Path(sysconfig.get_path("scripts"), "nats-server")
+        self._process = subprocess.Popen(
+            [program, "-a", "127.0.0.1", "-p", str(self._port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
+                    return
+            time.sleep(0.01)
+        raise RuntimeError("NATS did not start")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="session")
+def nats_server() -> Iterator[Nats]:
+    server = Nats()
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def run_folder() -> Iterator[Path]:
+    # Short: a unix socket's path has at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="sl-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+async def log_url(postgres: str) -> str:
+    """A fresh database with a log, as a role without privileges beyond its tables."""
+    name = f"stream{next(_numbers)}"
+    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as connection:
+        await connection.execute(f"CREATE DATABASE {name}")
+        await connection.execute(f"CREATE ROLE {name}_app LOGIN NOSUPERUSER NOBYPASSRLS")
+    owner = psycopg.conninfo.make_conninfo(postgres, dbname=name)
+    async with await psycopg.AsyncConnection.connect(owner) as connection:
+        for statement in TABLES:
+            await connection.execute(statement)
+        grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {name}_app"
+        await connection.execute(grant)
+    return psycopg.conninfo.make_conninfo(owner, user=f"{name}_app")
+
+
+MakeOwner = Callable[[], Awaitable[Owner]]
+
+
+@pytest.fixture
+async def make_owner(log_url: str, nats_server: Nats, run_folder: Path) -> AsyncIterator[MakeOwner]:
+    """Processes of one owner: same database, each with its own connection to the bus."""
+    made: list[Owner] = []
+
+    async def make() -> Owner:
+        bus = Bus(nats_server.url, ("", ""), None, f"owner{len(made)}")
+        bus.start()
+        made.append(Owner(log_url, bus, run_folder / f"owner{len(made)}.sock"))
+        return made[-1]
+
+    yield make
+    for owner in made:
+        await owner.close()
+        await owner.bus.close()
+
+
+@pytest.fixture
+async def owner(make_owner: MakeOwner) -> Owner:
+    """The owner, in whose namespaces Ann is a viewer."""
+    first = await make_owner()
+    await first.start()
+    await found(first, TIDES)
+    return first
+
+
+TIDES = Namespace("tides", "00c0ffee")
+
+
+async def found(owner: Owner, namespace: Namespace) -> None:
+    """Make *namespace*, and Ann its viewer."""
+    data = {"epoch": namespace.epoch, "state": "ACTIVE", "massChangeGuard": "OFF"}
+    member = {"namespace": namespace.id, "user": ANN, "role": "VIEWER"}
+    await owner.write(SYSTEM, {("namespace", namespace.id): data, ("membership", f"{namespace.id}~{ANN}"): member})
+
+
+MakeStream = Callable[..., Awaitable[StreamService]]
+
+
+@pytest.fixture
+async def make_stream(owner: Owner, nats_server: Nats, run_folder: Path) -> AsyncIterator[MakeStream]:
+    made: list[StreamService] = []
+
+    async def make(**options: int) -> StreamService:
+        service = StreamService(owner.socket, nats_server.url, run_folder / f"stream{len(made)}", **options)
+        made.append(service)
+        await service.start()
+        return service
+
+    yield make
+    for service in made:
+        await service.stop()
+
+
+@pytest.fixture
+async def stream(make_stream: MakeStream) -> StreamService:
+    return await make_stream()

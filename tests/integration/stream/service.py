@@ -1,0 +1,188 @@
+"""The stream service, composed as its ``server.py`` does it, and readers of what it sends."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from joserfc.jwk import OKPKey
+from prometheus_client import REGISTRY
+from strandline.stream.v1 import feed_pb2, stream_service_pb2, stream_service_pb2_grpc
+
+from services.runtime import upstream
+from services.runtime.access import AccessCopy
+from services.runtime.bus import Bus
+from services.runtime.gate import Gate
+from services.runtime.rpc import generic_handler
+from services.runtime.tokens import KeySet, TokenVerifier
+from services.stream.api import StreamHandlers
+from services.stream.feeds import Feeds
+from services.stream.http import HttpPort
+from services.stream.hub import MAX_RING_BYTES
+from services.stream.hubs import Hubs
+from services.stream.snapshots import ResumeTokens
+from services.stream.upstream import Logs
+
+ISSUER = "https://strandline.local"
+ANN = "0192f0a0-0000-7000-8000-000000000001"
+SESSION = "0192f0a0-0000-7000-8000-000000000002"
+KEY = OKPKey.generate_key("Ed25519")
+SECONDS = 15.0
+
+
+def access_token(user: str = ANN, session: str = SESSION, lifetime: float = 600, scope: str = "") -> str:
+    now = int(time.time())
+    claims: dict[str, Any] = {"iss": ISSUER, "aud": "strandline", "sub": user, "sid": session, "scope": scope}
+    claims |= {"iat": now, "nbf": now, "exp": now + lifetime}
+    signed = ".".join(
+        _encode(json.dumps(part).encode()) for part in ({"alg": "EdDSA", "typ": "at+jwt", "kid": "k1"}, claims)
+    )
+    private_key = KEY.private_key
+    assert isinstance(private_key, Ed25519PrivateKey)
+    return f"{signed}.{_encode(private_key.sign(signed.encode()))}"
+
+
+def _encode(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+async def _keys(look_again: bool) -> KeySet:
+    return KeySet({"k1": KEY})
+
+
+class StreamService:
+    """One replica."""
+
+    def __init__(self, owner: Path, nats_url: str, socket: Path, ring_bytes: int = MAX_RING_BYTES) -> None:
+        self.grpc_address = f"unix:{socket}.sock"
+        self.http_socket = f"{socket}-http.sock"
+        self.bus = Bus(nats_url, ("", ""), None, socket.name)
+        self._upstream = upstream.channel(f"unix:{owner}")
+        self.access = AccessCopy(self._upstream, self.bus)
+        logs = Logs(self._upstream, self._upstream)
+        self.hubs = Hubs(logs, self.bus, ring_bytes=ring_bytes)
+        feeds = Feeds(self.hubs, logs, self.access, ResumeTokens(bytes(32)))
+        gate = Gate(TokenVerifier(ISSUER, _keys), self.access)
+        self._http = HttpPort(feeds, gate.admit)
+        self._server = grpc.aio.server()
+        handler = generic_handler("strandline.stream.v1.StreamService", StreamHandlers(feeds), gate.admit)
+        self._server.add_generic_rpc_handlers((handler,))
+        self._server.add_insecure_port(self.grpc_address)
+
+    async def start(self) -> None:
+        self.bus.start()
+        self.access.on_change(self.hubs.access_changed)
+        await self.access.start()
+        await self.hubs.start()
+        await self._http.start(f"unix:{self.http_socket}")
+        await self._server.start()
+
+    @property
+    def open_feeds(self) -> int:
+        """As the metrics tell it."""
+        return int(REGISTRY.get_sample_value("strandline_stream_feeds_open") or 0)
+
+    async def drain(self) -> None:
+        self.hubs.drain()
+        await self._http.stop()
+        await self._server.stop(grace=2)
+
+    async def stop(self) -> None:
+        await self.drain()
+        await self.hubs.stop()
+        await self.access.stop()
+        await self.bus.close()
+        await self._upstream.close()
+
+    @asynccontextmanager
+    async def watch(self, namespace: str = "tides", token: str = "", **request: Any) -> AsyncIterator[Reader]:
+        """A feed over gRPC."""
+        message = stream_service_pb2.WatchRequest(parent=f"namespaces/{namespace}", **request)
+        async with grpc.aio.insecure_channel(self.grpc_address) as channel:
+            stub: stream_service_pb2_grpc.StreamServiceAsyncStub = stream_service_pb2_grpc.StreamServiceStub(channel)
+            call = stub.Watch(message, metadata=(("authorization", f"Bearer {token or access_token()}"),))
+            yield Reader(call.__aiter__())
+            call.cancel()
+
+    @asynccontextmanager
+    async def get(
+        self, query: str, headers: dict[str, str] | None = None, namespace: str = "tides"
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A feed over HTTP."""
+        async with self.session() as session:
+            url = f"http://stream/v1/namespaces/{namespace}:watch?{query}"
+            async with session.get(url, headers=headers) as response:
+                yield response
+
+    def session(self, token: str | None = None) -> aiohttp.ClientSession:
+        """An HTTP session that carries a token (empty: none)."""
+        token = access_token() if token is None else token
+        return aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(self.http_socket),
+            headers={"authorization": f"Bearer {token}"} if token else {},
+            read_bufsize=2**24,
+        )
+
+
+class Reader:
+    """Reads a feed and checks, message by message, that ranges join up and units are dense."""
+
+    def __init__(self, messages: AsyncIterator[feed_pb2.WatchResponse]) -> None:
+        self._messages = messages
+        self.last: feed_pb2.WatchResponse | None = None
+        self.units: list[feed_pb2.Unit] = []
+
+    async def next(self, seconds: float = SECONDS) -> feed_pb2.WatchResponse:
+        """The next message."""
+        message = await asyncio.wait_for(anext(self._messages), seconds)
+        if self.last is not None:
+            assert message.after_revision == self.last.revision, "ranges do not join up"
+        assert message.revision >= message.after_revision
+        previous = max([message.after_revision, *(unit.revision for unit in self.units[-1:])])
+        for unit in message.units.units:
+            assert previous < unit.revision <= message.revision, "a unit is out of order or range"
+            previous = unit.revision
+        self.units += message.units.units
+        self.last = message
+        return message
+
+    async def until(self, revision: int, seconds: float = SECONDS) -> list[feed_pb2.Unit]:
+        """Read until a message covers *revision*; all units so far."""
+        async with asyncio.timeout(seconds):
+            while self.last is None or self.last.revision < revision:
+                await self.next(seconds)
+        return self.units
+
+    async def end(self, seconds: float = SECONDS) -> feed_pb2.End:
+        """Read until the feed ends, with ``End`` as its last message."""
+        async with asyncio.timeout(seconds):
+            while not (await self.next(seconds)).HasField("end"):
+                pass
+        assert self.last is not None
+        try:
+            more = await anext(self._messages)
+        except StopAsyncIteration:
+            return self.last.end
+        raise AssertionError(f"{more} came after the end")
+
+
+def entities_of(units: list[feed_pb2.Unit]) -> dict[str, dict[str, Any]]:
+    """The state that the units add up to: data by id."""
+    state: dict[str, dict[str, Any]] = {}
+    for unit in units:
+        for change in unit.changes:
+            entity_id = change.entity.name.rsplit("/", 1)[1]
+            if change.kind == feed_pb2.Change.DELETED:
+                state.pop(entity_id, None)
+            else:
+                state[entity_id] = dict(change.entity.data)
+    return state
