@@ -40,7 +40,7 @@ def parse_address(raw: str) -> Address:
         raise invalid_field("email", "must not contain control characters")
     text = unicodedata.normalize("NFKC", raw).strip()
     try:
-        parsed = validate_email(text, check_deliverability=False)
+        parsed = validate_email(text, check_deliverability=False, strict=True)
     except EmailNotValidError:
         # The library's text repeats parts of the address, and this one may end in a log.
         raise invalid_field("email", "is not an e-mail address") from None

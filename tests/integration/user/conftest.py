@@ -98,6 +98,7 @@ class Running:
     url: str
     channel: grpc.aio.Channel
     mailbox: Mailbox
+    keys: Keys
     auth: Any = field(init=False)
     users: Any = field(init=False)
     namespaces: Any = field(init=False)
@@ -132,12 +133,12 @@ class Running:
     async def rows(self, query: str, *params: Any) -> list[Any]:
         """Look into the database, past the service."""
         async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
-            return await (await connection.execute(query, params)).fetchall()  # type: ignore[arg-type]  # of this test
+            return await (await connection.execute(query, params)).fetchall()
 
     async def execute(self, statement: str, *params: Any) -> None:
         """Change the database, past the service."""
         async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
-            await connection.execute(statement, params)  # type: ignore[arg-type]  # of this test
+            await connection.execute(statement, params)
 
     async def head(self) -> changelog.Head:
         (head,) = await changelog.read_heads(self.service.database, [SYSTEM])
@@ -234,12 +235,13 @@ async def run_service(settings: UserSettings, superuser: str, mailbox: Mailbox) 
     async with await psycopg.AsyncConnection.connect(superuser) as connection:
         row = await (await connection.execute("SELECT epoch FROM heads WHERE namespace = 'system'")).fetchone()
     assert row is not None
-    service = UserService(settings, Keys.read(settings.secrets_dir), row[0])
+    keys = Keys.read(settings.secrets_dir)
+    service = UserService(settings, keys, row[0])
     serving = asyncio.create_task(service.run())
     async with grpc.aio.insecure_channel(settings.listen) as channel:
         async with asyncio.timeout(10):
             await channel.channel_ready()
-        yield Running(service, superuser, channel, mailbox)
+        yield Running(service, superuser, channel, mailbox, keys)
         service.server.stop()
         await serving
 
@@ -255,7 +257,8 @@ async def user(databases: DatabaseFactory, folder: Path, secrets_dir: Path, mail
 
 def reason_of(failure: grpc.aio.AioRpcError) -> str:
     """The stable reason of a refusal."""
-    return error_info(failure).reason
+    reason: str = error_info(failure).reason
+    return reason
 
 
 def error_info(failure: grpc.aio.AioRpcError) -> Any:

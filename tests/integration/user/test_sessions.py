@@ -24,15 +24,9 @@ def get_me(user: Running, access_token: str) -> Any:
 
 
 async def session_of(user: Running, person: Person) -> str:
-    presented = RefreshTokens((await keys_of(user)).refresh).read(person.refresh_token)
+    presented = RefreshTokens(user.keys.refresh).read(person.refresh_token)
     assert presented is not None
     return presented.session_id
-
-
-async def keys_of(user: Running) -> Any:
-    from services.user.settings import Keys
-
-    return Keys.read(user.service._settings.secrets_dir)
 
 
 async def test_a_refreshed_session_goes_on_with_new_tokens(user: Running) -> None:
@@ -132,7 +126,8 @@ async def test_logging_out_twice_or_with_an_unknown_token_is_no_error(user: Runn
     person = await user.person()
     for _ in range(2):
         await user.auth.Logout(pb.LogoutRequest(refresh_token=person.refresh_token))
-    await user.auth.Logout(pb.LogoutRequest(refresh_token="slr_unknown"))
+    unknown = "slr_unknown"
+    await user.auth.Logout(pb.LogoutRequest(refresh_token=unknown))
 
 
 async def test_a_made_up_refresh_token_is_refused(user: Running) -> None:
