@@ -1,0 +1,195 @@
+"""``EntityService``: parse, one read or one commit, render."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from google.protobuf.message import Message
+from strandline.entity.v1 import entity_pb2
+from strandline.entity.v1 import entity_service_pb2 as pb
+
+from services.entity.calls import WriteRequest, answer_with, namespace_of_call, writing
+from services.entity.ledger import encode_answer
+from services.entity.lists import Lister, Query
+from services.entity.masks import masked
+from services.entity.model import (
+    EntityKey,
+    check_entity_id,
+    new_uid,
+    parse_entity_name,
+    parse_namespace,
+    parse_type_name,
+)
+from services.entity.mutations import Kind, Mutation, creation, parse_mask, parse_mutation, replacement
+from services.entity.purge import Purger
+from services.entity.reads import Reader
+from services.entity.writes import Writer, Written
+from services.runtime import rpc, wire
+from services.runtime.call import Call
+from services.runtime.errors import Error, NotFound, invalid_field
+from services.runtime.wire import JsonObject
+
+SERVICE: Final = "strandline.entity.v1.EntityService"
+
+
+class EntityHandlers:
+    """The handlers of ``EntityService``. Responses are put together from stored bytes wherever that is possible."""
+
+    def __init__(self, writer: Writer, reader: Reader, lister: Lister, purger: Purger) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._lister = lister
+        self._purger = purger
+
+    async def create_entity(self, request: pb.CreateEntityRequest, call: Call) -> bytes:
+        type_id = parse_type_name(request.parent, "parent")
+        entity_id = check_entity_id(request.entity_id, "entity_id") if request.entity_id else new_uid()
+        key, named = EntityKey(type_id, entity_id), bool(request.entity_id)
+        mutation = creation(key, _data(request.entity), "entity.data", named=named)
+        return await self._write(request, call, "CreateEntity", mutation, located=True)
+
+    async def update_entity(self, request: pb.UpdateEntityRequest, call: Call) -> bytes:
+        namespace = namespace_of_call(call)
+        etag, by_if_match = call.expected_etag(request.etag)
+        mutation = replacement(
+            parse_entity_name(request.entity.name, namespace.id, "entity.name"),
+            _data(request.entity),
+            "entity.data",
+            mask=parse_mask(request.update_mask, "update_mask"),
+            etag=etag or request.entity.etag,
+            by_if_match=by_if_match,
+            allow_missing=request.allow_missing,
+        )
+        return await self._write(request, call, "UpdateEntity", mutation)
+
+    async def delete_entity(self, request: pb.DeleteEntityRequest, call: Call) -> bytes:
+        etag, by_if_match = call.expected_etag(request.etag)
+        key = parse_entity_name(request.name, namespace_of_call(call).id, "name")
+        mutation = Mutation(
+            Kind.DELETE, key, "name", etag=etag, by_if_match=by_if_match, allow_missing=request.allow_missing
+        )
+        return await self._write(request, call, "DeleteEntity", mutation)
+
+    async def undelete_entity(self, request: pb.UndeleteEntityRequest, call: Call) -> bytes:
+        etag, by_if_match = call.expected_etag(request.etag)
+        key = parse_entity_name(request.name, namespace_of_call(call).id, "name")
+        mutation = Mutation(Kind.UNDELETE, key, "name", etag=etag, by_if_match=by_if_match)
+        return await self._write(request, call, "UndeleteEntity", mutation)
+
+    async def transact(self, request: pb.TransactRequest, call: Call) -> bytes:
+        namespace = namespace_of_call(call)
+        mutations = [
+            parse_mutation(message, namespace.id, f"mutations[{place}]")
+            for place, message in enumerate(request.mutations)
+        ]
+        if len({mutation.key for mutation in mutations}) < len(mutations):
+            raise invalid_field("mutations", "an entity is named twice")
+        written = await self._writer.transact(writing(request, call, "Transact"), mutations, indexed=True)
+        call.position(written.revision, namespace.epoch)
+        return encode_answer(written.outcomes) + wire.integer(2, written.revision) + wire.text(3, namespace.epoch)
+
+    async def batch_write(self, request: pb.BatchWriteRequest, call: Call) -> bytes:
+        namespace = namespace_of_call(call)
+        mutations = [
+            _parsed_or_refused(message, namespace.id, f"writes[{place}]")
+            for place, message in enumerate(request.writes)
+        ]
+        outcomes = await self._writer.batch(writing(request, call, "BatchWrite"), mutations)
+        revision = max((item.revision for item in outcomes if isinstance(item, Written)), default=0)
+        if not revision:
+            revision = (await self._reader.head(namespace)).revision
+        call.position(revision, namespace.epoch)
+        results = b"".join(
+            wire.delimited(1, _batch_result(message, outcome))
+            for message, outcome in zip(request.writes, outcomes, strict=True)
+        )
+        return results + wire.integer(2, revision) + wire.text(3, namespace.epoch)
+
+    async def get_entity(self, request: pb.GetEntityRequest, call: Call) -> bytes:
+        namespace = namespace_of_call(call)
+        key = parse_entity_name(request.name, namespace.id, "name")
+        mask = parse_mask(request.read_mask, "read_mask")
+        minimum = call.min_revision(request.min_revision)
+        head, message = await self._reader.get(namespace, key)
+        minimum.check(head.revision, head.epoch)
+        if message is None:
+            raise NotFound("NOT_FOUND", f"there is no {request.name}", name=request.name)
+        return answer_with(call, masked(message, mask), head.revision, head.epoch)
+
+    async def batch_get_entities(self, request: pb.BatchGetEntitiesRequest, call: Call) -> bytes:
+        type_id = parse_type_name(request.parent, "parent")
+        ids = [check_entity_id(entity_id, f"ids[{place}]") for place, entity_id in enumerate(request.ids)]
+        mask = parse_mask(request.read_mask, "read_mask")
+        minimum = call.min_revision(request.min_revision)
+        ids = list(dict.fromkeys(ids))
+        read = await self._reader.batch(namespace_of_call(call), type_id, ids)
+        head = read.head
+        minimum.check(head.revision, head.epoch)
+        call.position(head.revision, head.epoch)
+        found, missing, unread = [], [], []
+        for entity_id in ids:
+            if entity_id not in read.messages:
+                missing.append(wire.text(2, entity_id))
+            elif (message := read.messages[entity_id]) is None:
+                unread.append(wire.text(3, entity_id))
+            else:
+                found.append(wire.delimited(1, masked(message, mask)))
+        return b"".join((*found, *missing, *unread)) + wire.integer(4, head.revision) + wire.text(5, head.epoch)
+
+    async def list_entities(self, request: pb.ListEntitiesRequest, call: Call) -> bytes:
+        query = Query(
+            parse_type_name(request.parent, "parent"),
+            request.filter,
+            request.order_by,
+            request.page_size,
+            request.page_token,
+            request.show_deleted,
+        )
+        mask = parse_mask(request.read_mask, "read_mask")
+        page = await self._lister.page(namespace_of_call(call), query, call.min_revision(request.min_revision))
+        call.position(page.head.revision, page.head.epoch)
+        return (
+            b"".join(wire.delimited(1, masked(message, mask)) for message in page.messages)
+            + wire.text(2, page.next_page_token)
+            + wire.integer(3, page.head.revision)
+            + wire.text(4, page.head.epoch)
+        )
+
+    async def purge_namespace(self, request: pb.PurgeNamespaceRequest, call: Call) -> pb.PurgeNamespaceResponse:
+        namespace_id = parse_namespace(f"namespaces/{request.namespace_id}", "namespace_id")
+        return pb.PurgeNamespaceResponse(done=await self._purger.purge(namespace_id, request.epoch))
+
+    async def _write(
+        self, request: WriteRequest, call: Call, method: str, mutation: Mutation, *, located: bool = False
+    ) -> bytes:
+        namespace = namespace_of_call(call)
+        revision, outcome = await self._writer.write_one(writing(request, call, method), mutation)
+        if located:
+            call.response_headers["location"] = f"/v1/{outcome.name}"
+        return answer_with(call, outcome.message, revision, namespace.epoch)
+
+
+def _data(entity: entity_pb2.Entity) -> JsonObject:
+    if not entity.HasField("data"):
+        raise invalid_field("entity.data", "is required")
+    return wire.decode_struct(entity.data, "entity.data")
+
+
+def _parsed_or_refused(message: entity_pb2.Mutation, namespace: str, field: str) -> Mutation | Error:
+    try:
+        return parse_mutation(message, namespace, field)
+    except Error as failure:
+        return failure
+
+
+def _batch_result(message: entity_pb2.Mutation, outcome: Written | BaseException) -> bytes:
+    """``BatchWriteResponse.Result``: of a failed write, with the name as it was given."""
+    if isinstance(outcome, Written):
+        (left,) = outcome.outcomes
+        return wire.delimited(1, b"") + wire.text(2, left.name) + wire.integer(3, left.revision)
+    if not isinstance(outcome, Exception):
+        raise outcome
+    status: Message = rpc.status_of(outcome, "BatchWrite")
+    operation = message.WhichOneof("operation")
+    name = getattr(message, operation).name if operation is not None else ""
+    return wire.delimited(1, status.SerializeToString()) + wire.text(2, name)

@@ -1,0 +1,45 @@
+"""What the handlers of both services have in common: where a call may go, its request id, its answer."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Protocol
+
+from services.entity.writes import Writing
+from services.runtime import wire
+from services.runtime.call import Call, Namespace
+from services.runtime.errors import NotFound, invalid_field
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
+
+
+class WriteRequest(Protocol):
+    """What every request of a write has."""
+
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def validate_only(self) -> bool: ...
+
+
+def namespace_of_call(call: Call) -> Namespace:
+    """The namespace whose role check *call* has passed; ``system`` is not served here."""
+    namespace = call.allowed_namespace()
+    if namespace.id == "system":
+        raise NotFound("NOT_FOUND", "the namespace system holds no entities")
+    return namespace
+
+
+def writing(request: WriteRequest, call: Call, method: str) -> Writing:
+    """Who writes, and how a repetition is known; a malformed ``idempotency-key`` is ``INVALID_FIELD``."""
+    request_id = call.request_id(request.request_id)
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise invalid_field("idempotency-key", "must match [A-Za-z0-9_-]{1,64}")
+    return Writing(namespace_of_call(call), call.actor, method, request_id, request.validate_only)
+
+
+def answer_with(call: Call, message: bytes, revision: int, epoch: str) -> bytes:
+    """A response that carries one serialized resource (none if empty) and the position."""
+    call.position(revision, epoch)
+    resource = wire.delimited(1, message) if message else b""
+    return resource + wire.integer(2, revision) + wire.text(3, epoch)

@@ -1,0 +1,134 @@
+"""Content of an entity against its type: checked, encoded and indexed, once for each state of the type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import orjson
+
+from services.entity import schemas
+from services.entity.index_keys import entry_keys, unique_keys
+from services.entity.model import MAX_ENTITY_BYTES, EntityType, Index, IndexState
+from services.runtime import wire
+from services.runtime.errors import InvalidArgument
+from services.runtime.filters.ast import Path
+from services.runtime.wire import JsonObject
+
+Entry = tuple[int, bytes]
+"""An index and a key in it."""
+
+_MISSING: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """Content that fits one generation of its type: as canonical JSON, as Struct bytes, and as index entries.
+
+    ``unique`` are the entries that no other live entity may have.
+    """
+
+    generation: int
+    json: bytes
+    struct: bytes
+    entries: frozenset[Entry]
+    unique: tuple[Entry, ...]
+
+
+class CompiledType:
+    """A type with everything that is worth computing once."""
+
+    def __init__(self, type_: EntityType) -> None:
+        self.type = type_
+        self.validator = schemas.compile_schema(type_.schema)
+        self.maintained = tuple(index for index in type_.indexes if index.state != IndexState.FAILED)
+        self.unique = tuple(index for index in self.maintained if index.spec.unique)
+
+    @property
+    def generation(self) -> int:
+        return self.type.generation
+
+    @cached_property
+    def field_types(self) -> Mapping[Path, frozenset[str]]:
+        return schemas.field_types(self.type.schema)
+
+    def render(self, data: JsonObject, json: bytes, field: str) -> Rendered:
+        """Check and encode *data*, whose canonical form is *json*.
+
+        Raises:
+            InvalidArgument: ``SCHEMA_VIOLATION``, ``ENTITY_TOO_LARGE``, or a value is beyond an index's limits.
+        """
+        if not self.validator.is_valid(data):
+            raise schemas.violation_error(self.validator, data, field)
+        struct = wire.encode_struct(data)
+        if len(struct) > MAX_ENTITY_BYTES:
+            raise InvalidArgument(
+                "ENTITY_TOO_LARGE",
+                f"the data takes {len(struct)} bytes, at most {MAX_ENTITY_BYTES} are allowed for the entity",
+                limit=str(MAX_ENTITY_BYTES),
+            )
+        entries = frozenset((index.id, key) for index in self.maintained for key in entry_keys(index.spec, data))
+        return Rendered(self.generation, json, struct, entries, self.unique_entries(data))
+
+    def unique_entries(self, data: JsonObject) -> tuple[Entry, ...]:
+        """The entries that *data* would have for itself alone; raises as ``render`` for index limits."""
+        return tuple((index.id, key) for index in self.unique for key in unique_keys(index.spec, data))
+
+    def stored_entries(self, data: JsonObject) -> frozenset[Entry]:
+        """The entries that stored *data* has in the indexes that are maintained now."""
+        entries: set[Entry] = set()
+        for index in self.maintained:
+            # Data that was stored before the index was declared may lie beyond its limits: then it has no entry.
+            keys = index_keys_or_none(index, data)
+            entries.update((index.id, key) for key in keys or ())
+        return frozenset(entries)
+
+    def index(self, index_id: int) -> Index:
+        return next(index for index in self.type.indexes if index.id == index_id)
+
+
+def index_keys_or_none(index: Index, data: JsonObject) -> list[bytes] | None:
+    """The keys of *data* in *index*, or None if it lies beyond the index's limits."""
+    try:
+        return entry_keys(index.spec, data)
+    except InvalidArgument:
+        return None
+
+
+def canonical(value: Any) -> bytes:
+    """JSON that is equal for equal content, whatever the order and the wire form it came in. (To Python, 1 is True.)"""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def merge(current: JsonObject, content: JsonObject, mask: Iterable[Path]) -> JsonObject:
+    """*current* with the values of *content* at the paths of *mask*; what *content* lacks there is removed."""
+    merged = current
+    for path in mask:
+        merged = _replaced(merged, path, _value_at(content, path))
+    return merged
+
+
+def _value_at(content: JsonObject, path: Path) -> Any:
+    value: Any = content
+    for key in path:
+        if not isinstance(value, dict) or key not in value:
+            return _MISSING
+        value = value[key]
+    return value
+
+
+def _replaced(data: JsonObject, path: Path, value: Any) -> JsonObject:
+    """A copy of *data*, sharing what does not change, with *value* at *path*."""
+    key, rest = path[0], path[1:]
+    if rest:
+        inner = data.get(key)
+        if not isinstance(inner, dict):
+            if value is _MISSING:
+                return data
+            inner = {}
+        value = _replaced(inner, rest, value)
+    elif value is _MISSING:
+        return {name: item for name, item in data.items() if name != key}
+    return {**data, key: value}

@@ -1,0 +1,219 @@
+"""What one mutation makes of one entity. Pure: stored state and type in, the new row or a refusal out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from services.entity.content import CompiledType, Entry, Rendered, canonical, merge
+from services.entity.model import StoredEntity, encode_entity, entity_name, etag_of, new_uid
+from services.entity.mutations import EVERYTHING, Kind, Mutation
+from services.entity.store import EntityRow
+from services.runtime import wire
+from services.runtime.changelog import CREATED, DELETED, UNDELETED, UPDATED, Change
+from services.runtime.committer import Stamp
+from services.runtime.errors import Aborted, AlreadyExists, Error, NotFound
+from services.runtime.wire import JsonObject
+
+_NO_ENTRIES: Final[frozenset[Entry]] = frozenset()
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A mutation with what could be worked out before the lock.
+
+    ``rendered`` is the content as it is if nothing is merged into it, for one generation of the type; ``failure`` says
+    why that generation refuses it. ``unique`` are the unique entries that the mutation is expected to take: only those
+    are looked up under the lock.
+    """
+
+    mutation: Mutation
+    rendered: Rendered | None = None
+    failure: Error | None = None
+    refused_by: int = 0
+    unique: tuple[Entry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a mutation left: the entity's name, its revision and serialized form; without them if there is none."""
+
+    name: str
+    revision: int = 0
+    message: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a mutation changes, if it changes anything."""
+
+    outcome: Outcome
+    change: Change | None = None
+    row: EntityRow | None = None
+    taken: tuple[Entry, ...] = ()
+
+
+class Stale(Aborted):
+    """What was prepared no longer fits what is stored: prepare it again. No caller ever sees this."""
+
+    def __init__(self) -> None:
+        super().__init__("STALE", "prepare again")
+
+
+def decide(prepared: Prepared, current: StoredEntity | None, type_: CompiledType, actor: str, stamp: Stamp) -> Effect:
+    """The effect of a mutation at *stamp*.
+
+    Raises:
+        Error: it is refused.
+    """
+    mutation = prepared.mutation
+    name = entity_name(stamp.namespace, mutation.key)
+    stored = current.data if current is not None else {}
+    step = _Step(prepared, name, current, stored, type_, actor, stamp)
+    if mutation.kind == Kind.CREATE:
+        if current is not None and current.live:
+            raise AlreadyExists("ALREADY_EXISTS", f"{name} exists", name=name)
+        return step.create()
+    if mutation.kind == Kind.UNDELETE:
+        return step.undelete(_existing(current, name))
+    if current is None or not current.live:
+        if not mutation.allow_missing:
+            raise NotFound("NOT_FOUND", f"there is no {name}", name=name)
+        if mutation.kind == Kind.DELETE:
+            return Effect(Outcome(name))
+        _check_etag(mutation, None)
+        return step.create()
+    _check_etag(mutation, current)
+    return step.delete(current) if mutation.kind == Kind.DELETE else step.update(current)
+
+
+@dataclass(slots=True)
+class _Step:
+    prepared: Prepared
+    name: str
+    current: StoredEntity | None
+    stored: JsonObject
+    type: CompiledType
+    actor: str
+    stamp: Stamp
+
+    def create(self) -> Effect:
+        content = self._content()
+        rendered = self._render(content, self.prepared.mutation.json)
+        # A deleted entity gives its name away: this is a new life, with nothing before it.
+        return self._store(CREATED, rendered, new_uid(), self.stamp.commit_time, self.actor, previous=b"")
+
+    def update(self, current: StoredEntity) -> Effect:
+        mutation, content = self.prepared.mutation, self._content()
+        if mutation.mask == EVERYTHING:
+            data, json = content, mutation.json
+        else:
+            data = merge(self.stored, content, mutation.mask) if mutation.mask else {**self.stored, **content}
+            json = canonical(data)
+        if json == canonical(self.stored):
+            return Effect(Outcome(self.name, current.revision, current.message))
+        rendered = self._render(data, json)
+        return self._store(
+            UPDATED, rendered, current.uid, current.create_time, current.created_by, previous=current.message
+        )
+
+    def delete(self, current: StoredEntity) -> Effect:
+        entries = self.type.stored_entries(self.stored)
+        rendered = Rendered(self.type.generation, current.json.encode(), wire.encode_struct(self.stored), entries, ())
+        return self._store(
+            DELETED, rendered, current.uid, current.create_time, current.created_by, previous=current.message
+        )
+
+    def undelete(self, current: StoredEntity) -> Effect:
+        if current.live:
+            raise AlreadyExists("ALREADY_EXISTS", f"{self.name} is not deleted", name=self.name)
+        _check_etag(self.prepared.mutation, current)
+        rendered = self._render(self.stored, canonical(self.stored))
+        return self._store(
+            UNDELETED, rendered, current.uid, current.create_time, current.created_by, previous=current.message
+        )
+
+    def _content(self) -> JsonObject:
+        content = self.prepared.mutation.content
+        assert content is not None, "creates and updates carry content"
+        return content
+
+    def _render(self, data: JsonObject, json: bytes) -> Rendered:
+        prepared = self.prepared
+        if json is prepared.mutation.json or json == prepared.mutation.json:
+            if prepared.rendered is not None and prepared.rendered.generation == self.type.generation:
+                return prepared.rendered
+            if prepared.failure is not None and prepared.refused_by == self.type.generation:
+                raise prepared.failure
+        return self.type.render(data, json, prepared.mutation.field)
+
+    def _store(
+        self, kind: int, rendered: Rendered, uid: str, create_time: datetime, created_by: str, *, previous: bytes
+    ) -> Effect:
+        stamp, key = self.stamp, self.prepared.mutation.key
+        delete_time = stamp.commit_time if kind == DELETED else None
+        message = encode_entity(
+            self.name,
+            key.type,
+            uid=uid,
+            struct=rendered.struct,
+            revision=stamp.revision,
+            create_time=create_time,
+            update_time=stamp.commit_time,
+            delete_time=delete_time,
+            created_by=created_by,
+            updated_by=self.actor,
+        )
+        removed, added = self._moved(rendered.entries, deleted=delete_time is not None)
+        row = EntityRow(
+            key,
+            uid,
+            stamp.revision,
+            create_time,
+            delete_time,
+            created_by,
+            rendered.json,
+            message,
+            removed,
+            added,
+        )
+        return Effect(
+            Outcome(self.name, stamp.revision, message),
+            Change(kind, key.type, key.id, message, previous),
+            row,
+            () if kind == DELETED else rendered.unique,
+        )
+
+    def _moved(
+        self, entries: frozenset[Entry], *, deleted: bool
+    ) -> tuple[Collection[tuple[bool, Entry]], Collection[tuple[bool, Entry]]]:
+        """The (deleted, entry) pairs that the entity leaves, and those that it takes."""
+        if self.current is None:
+            return (), [(deleted, entry) for entry in entries]
+        stored = self.type.stored_entries(self.stored)
+        was_deleted = not self.current.live
+        kept = stored & entries if was_deleted == deleted else _NO_ENTRIES
+        return (
+            [(was_deleted, entry) for entry in stored - kept],
+            [(deleted, entry) for entry in entries - kept],
+        )
+
+
+def _existing(current: StoredEntity | None, name: str) -> StoredEntity:
+    if current is None:
+        raise NotFound("NOT_FOUND", f"there is no {name}", name=name)
+    return current
+
+
+def _check_etag(mutation: Mutation, current: StoredEntity | None) -> None:
+    """Refuse a write that was made for another version; *current* None: for none."""
+    etag = etag_of(current.revision) if current is not None else ""
+    if mutation.etag and mutation.etag != etag:
+        raise Aborted(
+            "ETAG_MISMATCH",
+            "the entity has changed since that etag; read it again",
+            http_status=412 if mutation.by_if_match else None,
+            etag=etag,
+        )

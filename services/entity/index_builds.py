@@ -1,0 +1,170 @@
+"""Work on indexes behind the writes: filling a new one, and removing the entries of one that is gone.
+
+It goes in steps, each a transaction that holds the namespace's head for some milliseconds: no write comes between what
+a step reads and what it inserts, so that no entry is lost or left over. Where a step ended is in the database: another
+process, or the next one, goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import orjson
+import psycopg
+
+from services.entity import store, type_store
+from services.entity.content import index_keys_or_none
+from services.entity.index_keys import unique_keys
+from services.entity.model import EntityKey, EntityType, Index, IndexState, entity_name
+from services.runtime import changelog
+from services.runtime.database import Connection, Database, Row, Statement, pipeline
+
+logger = logging.getLogger(__name__)
+
+ENTITIES_AT_ONCE: Final = 500
+ENTRIES_AT_ONCE: Final = 5000
+# How often to look for work that another process has left.
+LOOK_SECONDS: Final = 10.0
+MAX_NAMES: Final = 10
+
+
+class IndexBuilder:
+    """Does the work in ``index_jobs``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._wanted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    def wake(self) -> None:
+        """There is new work."""
+        self._wanted.set()
+
+    async def stop(self) -> None:
+        """Stop between two steps or in one; nothing is lost."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            self._wanted.clear()
+            try:
+                await self.work()
+            except (psycopg.Error, OSError) as failure:
+                logger.warning("work on indexes is tried again: %s", failure)
+            try:
+                await asyncio.wait_for(self._wanted.wait(), LOOK_SECONDS)
+            except TimeoutError:
+                continue
+
+    async def work(self) -> None:
+        """Do all the work there is, one step of each job in turn."""
+        while True:
+            (jobs,) = await self._database.read("", type_store.select_jobs())
+            if not jobs:
+                return
+            for namespace, index_id in jobs:
+                started = asyncio.get_running_loop().time()
+                async with self._database.connection() as connection:
+                    await _Step(connection, namespace, index_id).take()
+                # Writers of the namespace get as much time as the step took.
+                await asyncio.sleep(asyncio.get_running_loop().time() - started)
+
+
+class _Step:
+    """One step of one job, under the lock of its namespace."""
+
+    def __init__(self, connection: Connection, namespace: str, index_id: int) -> None:
+        self._connection = connection
+        self._namespace = namespace
+        self._index_id = index_id
+
+    async def take(self) -> None:
+        async with self._connection.transaction():
+            _, jobs = await pipeline(
+                self._connection,
+                Statement(changelog.LOCK_HEAD, (self._namespace,)),
+                type_store.select_job(self._namespace, self._index_id),
+            )
+            if not jobs:
+                return
+            type_id, removing, after_id = jobs[0]
+            statements = await (self._remove() if removing else self._fill(type_id, after_id))
+            if statements:
+                await pipeline(self._connection, *statements)
+
+    async def _remove(self) -> list[Statement]:
+        (removed,) = await pipeline(
+            self._connection, type_store.remove_entries(self._namespace, self._index_id, ENTRIES_AT_ONCE)
+        )
+        return [] if removed else [type_store.finish_job(self._namespace, self._index_id)]
+
+    async def _fill(self, type_id: str, after_id: str) -> list[Statement]:
+        type_rows, rows = await pipeline(
+            self._connection,
+            type_store.select_types(self._namespace, {type_id: 0}),
+            type_store.select_unindexed(self._namespace, type_id, after_id, ENTITIES_AT_ONCE),
+        )
+        type_ = type_store.type_of(type_rows[0]) if type_rows else None
+        index = next((index for index in type_.indexes if index.id == self._index_id), None) if type_ else None
+        if type_ is None or index is None:
+            return [type_store.finish_job(self._namespace, self._index_id)]
+        entries, refused = _entries_of(index, rows)
+        if refused:
+            return self._fail(type_, index, "a value is beyond the limits of an index", refused)
+        if index.spec.unique and (twice := await self._find_twice(index, rows)):
+            return self._fail(type_, index, "entities have the same values", twice)
+        statements = [store.insert_entries(self._namespace, sorted(entries))] if entries else []
+        if len(rows) == ENTITIES_AT_ONCE:
+            return [*statements, type_store.advance_job(self._namespace, index.id, rows[-1][0])]
+        logger.info("an index of %s in %s is ready", type_id, self._namespace)
+        return [
+            *statements,
+            self._put(type_, replace(index, state=IndexState.READY)),
+            type_store.finish_job(self._namespace, index.id),
+        ]
+
+    async def _find_twice(self, index: Index, rows: Sequence[Row]) -> list[str]:
+        """Ids of live entities that share a unique key, among *rows* and what is indexed already."""
+        holders: dict[bytes, set[str]] = defaultdict(set)
+        for entity_id, deleted, data in rows:
+            if not deleted:
+                for key in unique_keys(index.spec, orjson.loads(data)):
+                    holders[key].add(entity_id)
+        if holders:
+            entries = [(index.id, key) for key in holders]
+            (found,) = await pipeline(self._connection, store.select_holders(self._namespace, entries))
+            for _, key, entity_id in found:
+                holders[key].add(entity_id)
+        return sorted({entity_id for ids in holders.values() if len(ids) > 1 for entity_id in ids})
+
+    def _fail(self, type_: EntityType, index: Index, failure: str, ids: Sequence[str]) -> list[Statement]:
+        names = tuple(entity_name(self._namespace, EntityKey(type_.id, entity_id)) for entity_id in ids[:MAX_NAMES])
+        failed = replace(index, state=IndexState.FAILED, failure=failure, failed_names=names)
+        return [self._put(type_, failed), type_store.put_jobs(self._namespace, type_.id, [(index.id, True)])]
+
+    def _put(self, type_: EntityType, changed: Index) -> Statement:
+        indexes = [changed if index.id == changed.id else index for index in type_.indexes]
+        return type_store.put_indexes(self._namespace, type_.id, indexes)
+
+
+def _entries_of(index: Index, rows: Sequence[Row]) -> tuple[list[tuple[int, bool, bytes, str]], list[str]]:
+    """The entries (index, deleted, key, id) of *rows*, and the ids of live entities whose values cannot be indexed."""
+    entries: list[tuple[int, bool, bytes, str]] = []
+    refused = []
+    for entity_id, deleted, data in rows:
+        keys = index_keys_or_none(index, orjson.loads(data))
+        if keys is not None:
+            entries += [(index.id, deleted, key, entity_id) for key in keys]
+        elif not deleted:
+            refused.append(entity_id)
+    return entries, refused

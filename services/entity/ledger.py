@@ -1,0 +1,175 @@
+"""What the service adds to the committer's transaction: what it reads under the lock, and one batch of decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from services.entity import catalog, store
+from services.entity.catalog import Catalog, missing_type
+from services.entity.content import CompiledType, Entry
+from services.entity.decisions import Effect, Outcome, Prepared, Stale, decide
+from services.entity.model import EntityKey, StoredEntity, etag_of
+from services.entity.store import EntityRow
+from services.entity.type_changes import TypeChange, TypeRound
+from services.runtime import wire
+from services.runtime.committer import Decision, Stamp, Unit
+from services.runtime.database import Row, Statement
+from services.runtime.errors import AlreadyExists, Error
+
+
+@dataclass(kw_only=True, eq=False)
+class Write(Unit):
+    """One atomic unit of writes to entities, no entity named twice.
+
+    ``known`` are the types as they were when the writes were prepared. ``indexed`` says whether a refusal names the
+    place of the mutation that caused it.
+    """
+
+    writes: Sequence[Prepared]
+    known: Mapping[str, CompiledType]
+    unique: frozenset[Entry]
+    indexed: bool = False
+
+
+EntityUnit: TypeAlias = Write | TypeChange
+
+
+class EntityLedger:
+    """Decides writes to entities, and changes of types."""
+
+    def __init__(self, types: Catalog) -> None:
+        self._types = types
+
+    def reads(self, namespace: str, units: Sequence[EntityUnit]) -> Sequence[Statement]:
+        """See ``committer.Ledger``."""
+        batch = _Batch(units)
+        statements: list[Statement] = []
+        if batch.writes:
+            statements.append(catalog.select(namespace, batch.type_ids, batch.known))
+            statements.append(store.select_entities(namespace, batch.keys))
+        if batch.unique:
+            statements.append(store.select_holders(namespace, batch.unique))
+        if batch.changes:
+            statements += TypeRound.reads(namespace, batch.changes)
+        return statements
+
+    def open_round(self, namespace: str, units: Sequence[EntityUnit], rows: Sequence[list[Row]]) -> EntityRound:
+        """See ``committer.Ledger``."""
+        batch = _Batch(units)
+        results = iter(rows)
+        round_ = EntityRound(namespace)
+        if batch.writes:
+            round_.types = self._types.refresh(namespace, next(results), batch.known)
+            round_.entities = dict(map(store.entity_of, next(results)))
+        if batch.unique:
+            for index_id, key, entity_id in next(results):
+                round_.holders.setdefault((index_id, key), set()).add(entity_id)
+        if batch.changes:
+            round_.type_round = TypeRound(namespace, list(results))
+        return round_
+
+
+class _Batch:
+    """What the units of one batch need. A pure function of them, because it is asked twice."""
+
+    def __init__(self, units: Sequence[EntityUnit]) -> None:
+        self.writes = [unit for unit in units if isinstance(unit, Write)]
+        self.changes = [unit for unit in units if isinstance(unit, TypeChange)]
+        self.keys = [write.mutation.key for unit in self.writes for write in unit.writes]
+        self.type_ids = dict.fromkeys(key.type for key in self.keys)
+        self.unique = list({entry: None for unit in self.writes for entry in unit.unique})
+        self.known: dict[str, CompiledType] = {}
+        for unit in self.writes:
+            for type_id, compiled in unit.known.items():
+                if type_id not in self.known or self.known[type_id].generation < compiled.generation:
+                    self.known[type_id] = compiled
+
+
+@dataclass
+class EntityRound:
+    """One batch under the lock. Its units touch different entities and unique entries, so each is decided alone."""
+
+    namespace: str
+    types: Mapping[str, CompiledType] = field(default_factory=dict)
+    entities: Mapping[EntityKey, StoredEntity] = field(default_factory=dict)
+    holders: dict[Entry, set[str]] = field(default_factory=dict)
+    type_round: TypeRound | None = None
+    _rows: dict[int, list[EntityRow]] = field(default_factory=dict)
+
+    def decide(self, unit: EntityUnit, stamp: Stamp) -> Decision:
+        """See ``committer.Round``."""
+        if isinstance(unit, TypeChange):
+            assert self.type_round is not None
+            return self.type_round.decide(unit, stamp)
+        effects = [self._effect(unit, place, write, stamp) for place, write in enumerate(unit.writes)]
+        self._check_unique(unit, effects)
+        self._rows[id(unit)] = [effect.row for effect in effects if effect.row is not None]
+        outcomes = [effect.outcome for effect in effects]
+        return Decision(
+            [effect.change for effect in effects if effect.change is not None], encode_answer(outcomes), outcomes
+        )
+
+    def writes(self, accepted: Sequence[tuple[EntityUnit, Stamp]]) -> Sequence[Statement]:
+        """See ``committer.Round``."""
+        rows = [row for unit, _ in accepted for row in self._rows.get(id(unit), ())]
+        statements = store.write_entities(self.namespace, rows) if rows else []
+        if self.type_round is not None:
+            statements += self.type_round.writes(unit for unit, _ in accepted if isinstance(unit, TypeChange))
+        return statements
+
+    def _effect(self, unit: Write, place: int, write: Prepared, stamp: Stamp) -> Effect:
+        key = write.mutation.key
+        try:
+            if (compiled := self.types.get(key.type)) is None:
+                raise missing_type(key.type)
+            return decide(write, self.entities.get(key), compiled, unit.actor, stamp)
+        except Error as failure:
+            if unit.indexed and not isinstance(failure, Stale):
+                name_mutation(failure, place)
+            raise
+
+    def _check_unique(self, unit: Write, effects: Sequence[Effect]) -> None:
+        """Refuse a unit that leaves two live entities with one unique entry; within it, only the end counts."""
+        freed = {
+            (entry, effect.row.key.id)
+            for effect in effects
+            if effect.row is not None
+            for deleted, entry in effect.row.removed
+            if not deleted
+        }
+        taken: set[Entry] = set()
+        for place, effect in enumerate(effects):
+            for entry in effect.taken:
+                if entry not in unit.unique:
+                    raise Stale
+                assert effect.row is not None
+                others = self.holders.get(entry, set()) - {effect.row.key.id}
+                if entry in taken or any((entry, other) not in freed for other in others):
+                    failure = _taken(self.types[effect.row.key.type], entry)
+                    if unit.indexed:
+                        name_mutation(failure, place)
+                    raise failure
+                taken.add(entry)
+
+
+def name_mutation(failure: Error, place: int) -> None:
+    """Say in *failure* which mutation of a unit it is about."""
+    failure.metadata.setdefault("mutation", str(place))
+
+
+def _taken(compiled: CompiledType, entry: Entry) -> AlreadyExists:
+    fields = ", ".join(compiled.index(entry[0]).fields)
+    return AlreadyExists("UNIQUE_VIOLATION", f"another entity has the same {fields}", fields=fields)
+
+
+def encode_answer(outcomes: Sequence[Outcome]) -> bytes:
+    """What is kept to answer a repeated request: the results of ``TransactResponse``."""
+    return b"".join(
+        wire.delimited(
+            1,
+            wire.text(1, outcome.name) + (wire.text(2, etag_of(outcome.revision)) if outcome.revision else b""),
+        )
+        for outcome in outcomes
+    )

@@ -1,0 +1,167 @@
+"""Lists: plan by the type as it is, walk one range, and say where the next page begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from services.entity import catalog
+from services.entity.catalog import Catalog, missing_type
+from services.entity.content import CompiledType
+from services.entity.list_queries import MAX_EXAMINED, Position, Walk, page_statement
+from services.entity.model import MAX_ANSWER_BYTES, IndexState
+from services.entity.planner import Plan, plan_list
+from services.entity.reads import current_head
+from services.runtime import wire
+from services.runtime.call import MinRevision, Namespace
+from services.runtime.changelog import Head, select_head
+from services.runtime.database import Database, Row
+from services.runtime.errors import Error, InvalidArgument, Unavailable
+from services.runtime.filters import parse_filter
+from services.runtime.filters.ast import Node
+from services.runtime.page_tokens import list_binding, open_token, seal
+
+DEFAULT_PAGE: Final = 50
+MAX_PAGE: Final = 1000
+_MAX_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a list asks for."""
+
+    type_id: str
+    filter: str
+    order_by: str
+    page_size: int
+    page_token: str
+    show_deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Serialized entities, and the token of the next page; it is empty at the end, and only there."""
+
+    head: Head
+    messages: Sequence[bytes]
+    next_page_token: str
+
+
+class Lister:
+    """Lists the entities of a type."""
+
+    def __init__(self, database: Database, types: Catalog, token_key: bytes) -> None:
+        self._database = database
+        self._types = types
+        self._token_key = token_key
+
+    async def page(self, namespace: Namespace, query: Query, minimum: MinRevision) -> Page:
+        """One page; rows, head and type are of one snapshot.
+
+        Raises:
+            NotFound: there is no such type.
+            InvalidArgument: filter, order or token.
+            FailedPrecondition: INDEX_REQUIRED; or a minimum that does not exist.
+        """
+        binding = list_binding(
+            namespace=namespace.id,
+            type_id=query.type_id,
+            filter=query.filter,
+            order_by=query.order_by,
+            show_deleted=query.show_deleted,
+        )
+        after = None
+        if query.page_token:
+            after = decode_position(open_token(self._token_key, binding, query.page_token))
+        size = page_size(query.page_size)
+        known = self._types.recall(namespace.id, [query.type_id])
+        for _ in range(_MAX_ATTEMPTS):
+            plan, refusal = None, None
+            if (compiled := known.get(query.type_id)) is not None:
+                try:
+                    plan = plan_query(compiled, query, after)
+                except Error as failure:
+                    refusal = failure  # only if the type still is as it was known
+            statements = [select_head(namespace.id), catalog.select(namespace.id, [query.type_id], known)]
+            if plan is not None and not plan.empty:
+                walk = Walk(namespace.id, query.type_id, plan, after, query.show_deleted, size + 1, MAX_ANSWER_BYTES)
+                statements.append(page_statement(walk))
+            head_rows, type_rows, *page_rows = await self._database.read(namespace.id, *statements)
+            head = current_head(namespace, head_rows, minimum)
+            fresh = self._types.refresh(namespace.id, type_rows, known)
+            if query.type_id not in fresh:
+                raise missing_type(query.type_id)
+            if fresh[query.type_id] is not compiled:
+                known = fresh
+                continue
+            if refusal is not None:
+                raise refusal
+            assert plan is not None
+            messages, end = fill_page(page_rows[0] if page_rows else [], size)
+            token = ""
+            if end is not None:
+                position = encode_position(Position(plan.index_id, bytes(end[0]), end[1]))
+                token = seal(self._token_key, binding, position)
+            return Page(head, messages, token)
+        raise Unavailable("OVERLOADED", "the type is being changed all the time; retry")
+
+
+def page_size(asked: int) -> int:
+    """The number of rows for a ``page_size`` as the contract has it."""
+    return min(asked or DEFAULT_PAGE, MAX_PAGE)
+
+
+def plan_query(compiled: CompiledType, query: Query, after: Position | None) -> Plan:
+    """The walk for *query*; one that goes on after a position stays in the index of that position."""
+    ready = [(index.id, index.spec) for index in compiled.type.indexes if index.state == IndexState.READY]
+    if after is not None:
+        ready = [(index_id, spec) for index_id, spec in ready if index_id == after.index_id]
+        if after.index_id is not None and not ready:
+            raise InvalidArgument("PAGE_TOKEN_INVALID", "the index that this list walked is gone; begin again")
+    return plan_list(parsed_filter(query.filter, compiled), query.order_by, ready)
+
+
+@lru_cache(maxsize=1000)
+def parsed_filter(text: str, compiled: CompiledType) -> Node | None:
+    """The filter, checked against the type; parsing costs more than a page, hence the cache."""
+    return parse_filter(text, compiled.field_types)
+
+
+def fill_page(rows: Sequence[Row], size: int) -> tuple[list[bytes], Row | None]:
+    """The messages of a page of *size*, and the last row examined for it if there may be more behind."""
+    messages: list[bytes] = []
+    last: Row | None = None
+    for row in rows:
+        _, _, examined, matched, message = row
+        if matched and (len(messages) == size or message is None):
+            return messages, last
+        if matched:
+            messages.append(message)
+        last = row
+        if examined == MAX_EXAMINED:
+            return messages, last
+    return messages, None
+
+
+def encode_position(position: Position) -> bytes:
+    """*position* as it stands in a token."""
+    return wire.varint(position.index_id or 0) + wire.varint(len(position.key)) + position.key + position.id.encode()
+
+
+def decode_position(raw: bytes) -> Position:
+    """The inverse of ``encode_position``; *raw* was sealed, so it is well-formed."""
+    index_id, raw = _read_varint(raw)
+    length, raw = _read_varint(raw)
+    return Position(index_id or None, raw[:length], raw[length:].decode())
+
+
+def _read_varint(raw: bytes) -> tuple[int, bytes]:
+    value, shift = 0, 0
+    for place, byte in enumerate(raw):
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value, raw[place + 1 :]
+    raise AssertionError("a sealed position is whole")

@@ -1,0 +1,229 @@
+"""What the service stores, and its bytes on the wire."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+import orjson
+
+from services.entity.index_keys import IndexSpec
+from services.runtime import wire
+from services.runtime.errors import InvalidArgument, invalid_field
+from services.runtime.wire import JsonObject
+
+MAX_ENTITY_BYTES: Final = 256 * 1024
+"""A serialized entity."""
+MAX_ANSWER_BYTES: Final = 3 * 2**20
+"""Where a page or a batch of reads ends."""
+
+_NAMESPACE = r"namespaces/(?P<namespace>[a-z][a-z0-9-]{1,62})"
+_TYPE = rf"{_NAMESPACE}/types/(?P<type>[a-z][a-z0-9_]{{0,62}})"
+_ENTITY_ID = r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}"
+_NAMESPACE_NAME = re.compile(_NAMESPACE)
+_TYPE_NAME = re.compile(_TYPE)
+_ENTITY_NAME = re.compile(rf"{_TYPE}/entities/(?P<id>{_ENTITY_ID})")
+_ID = re.compile(_ENTITY_ID)
+
+
+class EntityKey(NamedTuple):
+    """An entity inside its namespace."""
+
+    type: str
+    id: str
+
+
+class IndexState(IntEnum):
+    """As in the proto."""
+
+    BUILDING = 1
+    READY = 2
+    FAILED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A declared index. *id* is never used again; *fields* are as they were written."""
+
+    id: int
+    fields: tuple[str, ...]
+    spec: IndexSpec
+    state: IndexState
+    failure: str = ""
+    failed_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EntityType:
+    """A type as it is stored. ``generation`` differs between any two states of any types."""
+
+    id: str
+    generation: int
+    schema_version: int
+    compatibility: int
+    schema: JsonObject
+    indexes: tuple[Index, ...]
+    revision: int
+    create_time: datetime
+    update_time: datetime
+
+    @property
+    def etag(self) -> str:
+        return etag_of(self.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntity:
+    """An entity as it is stored: ``json`` is its data, ``message`` the whole serialized Entity."""
+
+    uid: str
+    revision: int
+    create_time: datetime
+    delete_time: datetime | None
+    created_by: str
+    json: str
+    message: bytes
+
+    @property
+    def live(self) -> bool:
+        return self.delete_time is None
+
+    @property
+    def data(self) -> JsonObject:
+        """Decoded anew each time: the caller may change it."""
+        decoded: JsonObject = orjson.loads(self.json)
+        return decoded
+
+
+def parse_namespace(name: str, field: str) -> str:
+    """The id in ``namespaces/{namespace}``, or ``INVALID_FIELD`` for *field*."""
+    match = _NAMESPACE_NAME.fullmatch(name)
+    if match is None:
+        raise invalid_field(field, "must be namespaces/{namespace}")
+    return match["namespace"]
+
+
+def parse_type_name(name: str, field: str) -> str:
+    """The type's id in ``namespaces/{namespace}/types/{type}``, or ``INVALID_FIELD`` for *field*."""
+    match = _TYPE_NAME.fullmatch(name)
+    if match is None:
+        raise invalid_field(field, "must be namespaces/{namespace}/types/{type}")
+    return match["type"]
+
+
+def parse_entity_name(name: str, namespace: str, field: str) -> EntityKey:
+    """Type and id in a full name that lies in *namespace*, or ``INVALID_FIELD`` for *field*."""
+    match = _ENTITY_NAME.fullmatch(name)
+    if match is None:
+        raise invalid_field(field, "must be namespaces/{namespace}/types/{type}/entities/{entity}")
+    if match["namespace"] != namespace:
+        raise invalid_field(field, f"must lie in namespaces/{namespace}")
+    return EntityKey(match["type"], match["id"])
+
+
+def check_entity_id(entity_id: str, field: str) -> str:
+    """*entity_id* if it is well-formed, else ``INVALID_FIELD`` for *field*."""
+    if not _ID.fullmatch(entity_id):
+        raise invalid_field(field, f"must match {_ENTITY_ID}")
+    return entity_id
+
+
+def entity_name(namespace: str, key: EntityKey) -> str:
+    return f"namespaces/{namespace}/types/{key.type}/entities/{key.id}"
+
+
+def type_name(namespace: str, type_id: str) -> str:
+    return f"namespaces/{namespace}/types/{type_id}"
+
+
+def etag_of(revision: int) -> str:
+    return f'"{revision}"'
+
+
+def new_uid() -> str:
+    """A lower-case UUIDv7 (RFC 9562): milliseconds, then 74 random bits."""
+    random = secrets.randbits(74)
+    value = time.time_ns() // 1_000_000 << 80 | 0x7 << 76 | (random >> 62) << 64 | 0b10 << 62 | random & (1 << 62) - 1
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def encode_entity(
+    name: str,
+    type_id: str,
+    *,
+    uid: str,
+    struct: bytes,
+    revision: int,
+    create_time: datetime,
+    update_time: datetime,
+    delete_time: datetime | None,
+    created_by: str,
+    updated_by: str,
+) -> bytes:
+    """Serialize ``strandline.entity.v1.Entity``; *struct* is its data, serialized.
+
+    Raises:
+        InvalidArgument: ``ENTITY_TOO_LARGE``, above 256 KiB.
+    """
+    message = b"".join(
+        (
+            wire.text(1, name),
+            wire.text(2, type_id),
+            wire.text(3, uid),
+            wire.delimited(4, struct),
+            wire.text(5, etag_of(revision)),
+            wire.integer(6, revision),
+            wire.timestamp(7, create_time),
+            wire.timestamp(8, update_time),
+            wire.timestamp(9, delete_time) if delete_time is not None else b"",
+            wire.text(11, created_by),
+            wire.text(12, updated_by),
+        )
+    )
+    if len(message) > MAX_ENTITY_BYTES:
+        raise InvalidArgument(
+            "ENTITY_TOO_LARGE",
+            f"the entity takes {len(message)} bytes, at most {MAX_ENTITY_BYTES} are allowed",
+            limit=str(MAX_ENTITY_BYTES),
+        )
+    return message
+
+
+def encode_type(namespace: str, type_: EntityType) -> bytes:
+    """Serialize ``strandline.entity.v1.EntityType``."""
+    return b"".join(
+        (
+            wire.text(1, type_name(namespace, type_.id)),
+            wire.delimited(2, wire.encode_struct(type_.schema)),
+            wire.integer(3, type_.compatibility),
+            *(wire.delimited(4, _encode_index(index)) for index in type_.indexes),
+            wire.integer(5, type_.schema_version),
+            wire.text(6, type_.etag),
+            wire.integer(7, type_.revision),
+            wire.timestamp(8, type_.create_time),
+            wire.timestamp(9, type_.update_time),
+        )
+    )
+
+
+def _encode_index(index: Index) -> bytes:
+    return b"".join(
+        (
+            _texts(1, index.fields),
+            wire.integer(2, int(index.spec.unique)),
+            wire.integer(3, index.state),
+            wire.text(4, index.failure),
+            _texts(5, index.failed_names),
+        )
+    )
+
+
+def _texts(field: int, values: Sequence[str]) -> bytes:
+    return b"".join(wire.delimited(field, value.encode()) for value in values)

@@ -1,0 +1,154 @@
+"""Requests to mutations: names, content, masks and the fingerprint by which a repeated request is known.
+
+What is refused here can never work, whatever the state of the namespace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+from strandline.entity.v1 import entity_pb2
+
+from services.entity.content import canonical
+from services.entity.model import EntityKey, entity_name, parse_entity_name
+from services.runtime import wire
+from services.runtime.errors import invalid_field
+from services.runtime.filters.ast import Path
+from services.runtime.filters.paths import PATH_PATTERN, parse_path
+from services.runtime.wire import JsonObject
+
+_PATH: Final = re.compile(PATH_PATTERN, re.DOTALL)
+EVERYTHING: Final[tuple[Path, ...]] = ((),)
+"""The mask that replaces all content."""
+
+
+class Kind(IntEnum):
+    """What a mutation does."""
+
+    CREATE = 1
+    UPDATE = 2
+    DELETE = 3
+    UNDELETE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One write to one entity.
+
+    ``content`` is what create and update carry, ``json`` its canonical form. ``mask`` names what an update takes from
+    it; empty: its top-level keys. ``by_if_match`` says where ``etag`` came from, because HTTP has a status for that.
+    ``field`` is where the content stands in the request, for violations.
+    """
+
+    kind: Kind
+    key: EntityKey
+    field: str
+    content: JsonObject | None = None
+    json: bytes = b""
+    mask: tuple[Path, ...] = ()
+    etag: str = ""
+    by_if_match: bool = False
+    allow_missing: bool = False
+    named: bool = True
+    """Whether the caller chose the name; otherwise it is no part of the request's identity."""
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the new content is ``content``, whatever was there."""
+        return self.kind == Kind.CREATE or self.mask == EVERYTHING
+
+
+def parse_mutation(message: entity_pb2.Mutation, namespace: str, field: str) -> Mutation:
+    """The mutation in *message*, which must lie in *namespace*.
+
+    Raises:
+        InvalidArgument: ``INVALID_FIELD`` below *field*.
+    """
+    operation = message.WhichOneof("operation")
+    if operation == "create":
+        create = message.create
+        field = f"{field}.create"
+        content, field_of_content = _content(create, field)
+        return creation(parse_entity_name(create.name, namespace, f"{field}.name"), content, field_of_content)
+    if operation == "update":
+        update = message.update
+        field = f"{field}.update"
+        content, field_of_content = _content(update, field)
+        return replacement(
+            parse_entity_name(update.name, namespace, f"{field}.name"),
+            content,
+            field_of_content,
+            mask=parse_mask(update.update_mask, f"{field}.update_mask"),
+            etag=update.etag,
+            allow_missing=update.allow_missing,
+        )
+    if operation == "delete":
+        delete = message.delete
+        key = parse_entity_name(delete.name, namespace, f"{field}.delete.name")
+        return Mutation(Kind.DELETE, key, field, etag=delete.etag, allow_missing=delete.allow_missing)
+    if operation == "undelete":
+        return Mutation(
+            Kind.UNDELETE, parse_entity_name(message.undelete.name, namespace, f"{field}.undelete.name"), field
+        )
+    raise invalid_field(field, "must say create, update, delete or undelete")
+
+
+def creation(key: EntityKey, content: JsonObject, field: str, *, named: bool = True) -> Mutation:
+    """Make a new entity of *content*."""
+    return Mutation(Kind.CREATE, key, field, content, canonical(content), named=named)
+
+
+def replacement(
+    key: EntityKey,
+    content: JsonObject,
+    field: str,
+    *,
+    mask: tuple[Path, ...],
+    etag: str,
+    by_if_match: bool = False,
+    allow_missing: bool = False,
+) -> Mutation:
+    """Take the paths of *mask* from *content*; no mask: its top-level keys."""
+    return Mutation(Kind.UPDATE, key, field, content, canonical(content), mask, etag, by_if_match, allow_missing)
+
+
+def _content(message: Any, field: str) -> tuple[JsonObject, str]:
+    """The content of a create or update message, from whichever of its two forms, and the field it was in."""
+    form = message.WhichOneof("content")
+    if form == "data_json":
+        return wire.parse_json(message.data_json, f"{field}.data_json"), f"{field}.data_json"
+    if form == "data":
+        return wire.decode_struct(message.data, f"{field}.data"), f"{field}.data"
+    raise invalid_field(field, "needs data or data_json")
+
+
+def parse_mask(mask: Sequence[str], field: str) -> tuple[Path, ...]:
+    """Paths inside ``data``; ``*`` and ``data`` are everything.
+
+    Raises:
+        InvalidArgument: ``INVALID_FIELD`` for *field*.
+    """
+    if "*" in mask or "data" in mask:
+        if len(mask) > 1:
+            raise invalid_field(field, "* stands alone")
+        return EVERYTHING
+    for text in mask:
+        if not _PATH.fullmatch(text):
+            raise invalid_field(field, f"expected data.<name>, found {text[:100]!r}")
+    return tuple(parse_path(text, field=field) for text in mask)
+
+
+def fingerprint(namespace: str, mutations: Sequence[Mutation]) -> bytes:
+    """16 bytes that are equal for requests that ask for the same: names, operations and values, not wire bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for mutation in mutations:
+        name = entity_name(namespace, mutation.key) if mutation.named else mutation.key.type
+        rest = (int(mutation.kind), name, mutation.etag, mutation.allow_missing, mutation.mask, len(mutation.json))
+        digest.update(repr(rest).encode())
+        digest.update(mutation.json)
+    return digest.digest()

@@ -1,0 +1,149 @@
+"""The SQL of entities and index entries, set-based, with arrays packed by hand.
+
+Every statement begins at the namespace and follows a primary key; the service's connections forbid sequential scans,
+hash and merge joins (``CONNECTION_OPTIONS``), so that no plan depends on statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from services.entity.content import Entry
+from services.entity.model import EntityKey, StoredEntity
+from services.runtime.database import (
+    Row,
+    Statement,
+    packed_bool,
+    packed_bytea,
+    packed_int8,
+    packed_jsonb,
+    packed_text,
+    packed_timestamptz,
+)
+
+CONNECTION_OPTIONS: Final = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off"
+
+
+@dataclass(frozen=True, slots=True)
+class EntityRow:
+    """An entity as it will be stored, and the index entries (deleted, entry) that it leaves and takes."""
+
+    key: EntityKey
+    uid: str
+    revision: int
+    create_time: datetime
+    delete_time: datetime | None
+    created_by: str
+    json: bytes
+    message: bytes
+    removed: Collection[tuple[bool, Entry]]
+    added: Collection[tuple[bool, Entry]]
+
+
+def select_entities(namespace: str, keys: Sequence[EntityKey]) -> Statement:
+    """Rows for ``entity_of`` of those of *keys* that exist, deleted ones too."""
+    types, ids = zip(*keys, strict=True)
+    return Statement(
+        """SELECT e.type, e.id, e.uid, e.revision, e.create_time, e.delete_time, e.created_by, e.data::text, e.message
+        FROM unnest(%s::text[], %s::text[]) AS k (type, id)
+        JOIN entities e ON e.namespace = %s AND e.type = k.type AND e.id = k.id""",
+        (packed_text(types), packed_text(ids), namespace),
+    )
+
+
+def entity_of(row: Row) -> tuple[EntityKey, StoredEntity]:
+    """The entity in a row of ``select_entities``."""
+    return EntityKey(row[0], row[1]), StoredEntity(*row[2:])
+
+
+def select_holders(namespace: str, entries: Collection[Entry]) -> Statement:
+    """Rows (index id, key, id) of live entities that have one of *entries*; of each entry at most two."""
+    return Statement(
+        """SELECT k.index_id, k.key, e.id FROM unnest(%s::int8[], %s::bytea[]) AS k (index_id, key)
+        CROSS JOIN LATERAL (SELECT id FROM index_entries WHERE namespace = %s AND index_id = k.index_id
+            AND NOT deleted AND key = k.key LIMIT 2) e""",
+        (packed_int8(index_id for index_id, _ in entries), packed_bytea(key for _, key in entries), namespace),
+    )
+
+
+def write_entities(namespace: str, rows: Sequence[EntityRow]) -> list[Statement]:
+    """Statements that store *rows*, all of different entities, and move their index entries."""
+    statements = [
+        Statement(
+            """INSERT INTO entities (namespace, type, id, uid, revision, create_time, delete_time, created_by, data,
+                message)
+            SELECT %s, * FROM unnest(%s::text[], %s::text[], %s::text[], %s::int8[], %s::timestamptz[],
+                %s::timestamptz[], %s::text[], %s::jsonb[], %s::bytea[])
+            ON CONFLICT (namespace, type, id) DO UPDATE SET uid = excluded.uid, revision = excluded.revision,
+                create_time = excluded.create_time, delete_time = excluded.delete_time,
+                created_by = excluded.created_by, data = excluded.data, message = excluded.message""",
+            (
+                namespace,
+                packed_text(row.key.type for row in rows),
+                packed_text(row.key.id for row in rows),
+                packed_text(row.uid for row in rows),
+                packed_int8(row.revision for row in rows),
+                packed_timestamptz(row.create_time for row in rows),
+                packed_timestamptz(row.delete_time for row in rows),
+                packed_text(row.created_by for row in rows),
+                packed_jsonb(row.json for row in rows),
+                packed_bytea(row.message for row in rows),
+            ),
+        )
+    ]
+    # In the order of the primary key, so that neighbours are written to the same pages.
+    removed = sorted((index_id, dead, key, row.key.id) for row in rows for dead, (index_id, key) in row.removed)
+    if removed:
+        statements.append(
+            Statement(
+                """DELETE FROM index_entries e
+                USING unnest(%s::int8[], %s::bool[], %s::bytea[], %s::text[]) AS k (index_id, deleted, key, id)
+                WHERE e.namespace = %s AND e.index_id = k.index_id AND e.deleted = k.deleted AND e.key = k.key
+                    AND e.id = k.id""",
+                (*_entry_columns(removed), namespace),
+            )
+        )
+    added = sorted((index_id, dead, key, row.key.id) for row in rows for dead, (index_id, key) in row.added)
+    if added:
+        statements.append(insert_entries(namespace, added))
+    return statements
+
+
+def insert_entries(namespace: str, entries: Sequence[tuple[int, bool, bytes, str]]) -> Statement:
+    """Insert (index id, deleted, key, id); an entry that is there already is no error (an index being filled)."""
+    return Statement(
+        """INSERT INTO index_entries (namespace, index_id, deleted, key, id)
+        SELECT %s, * FROM unnest(%s::int8[], %s::bool[], %s::bytea[], %s::text[]) ON CONFLICT DO NOTHING""",
+        (namespace, *_entry_columns(entries)),
+    )
+
+
+def _entry_columns(entries: Sequence[tuple[int, bool, bytes, str]]) -> tuple[object, ...]:
+    index_ids, deleted, keys, ids = zip(*entries, strict=True)
+    return packed_int8(index_ids), packed_bool(deleted), packed_bytea(keys), packed_text(ids)
+
+
+def select_messages(namespace: str, keys: Sequence[EntityKey]) -> Statement:
+    """Rows (type, id, message) of those of *keys* that exist, deleted ones too."""
+    types, ids = zip(*keys, strict=True)
+    return Statement(
+        """SELECT e.type, e.id, e.message FROM unnest(%s::text[], %s::text[]) AS k (type, id)
+        JOIN entities e ON e.namespace = %s AND e.type = k.type AND e.id = k.id""",
+        (packed_text(types), packed_text(ids), namespace),
+    )
+
+
+def select_batch(namespace: str, type_id: str, ids: Sequence[str], max_bytes: int) -> Statement:
+    """Rows (id, message) of the live ones of *ids*, in their order; beyond *max_bytes* the message is null."""
+    return Statement(
+        """SELECT id, CASE WHEN position = 1 OR bytes <= %s THEN message END
+        FROM (SELECT e.id, e.message, k.n, sum(octet_length(e.message)) OVER (ORDER BY k.n) AS bytes,
+                row_number() OVER (ORDER BY k.n) AS position
+            FROM unnest(%s::text[]) WITH ORDINALITY AS k (id, n)
+            JOIN entities e ON e.namespace = %s AND e.type = %s AND e.id = k.id AND e.delete_time IS NULL) sized
+        ORDER BY n""",
+        (max_bytes, packed_text(ids), namespace, type_id),
+    )

@@ -1,0 +1,183 @@
+"""``TypeService``: parse, one read or one commit, render."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+from strandline.entity.v1 import entity_pb2
+from strandline.entity.v1 import type_service_pb2 as pb
+
+from services.entity import schemas, type_store
+from services.entity.calls import answer_with, namespace_of_call, writing
+from services.entity.catalog import missing_type
+from services.entity.content import canonical
+from services.entity.index_builds import IndexBuilder
+from services.entity.index_keys import parse_index
+from services.entity.ledger import EntityUnit
+from services.entity.lists import page_size
+from services.entity.model import MAX_ANSWER_BYTES, encode_type, parse_namespace, parse_type_name, type_name
+from services.entity.reads import current_head
+from services.entity.type_changes import DeclaredIndex, TypeChange, TypeOperation
+from services.entity.writes import Writing
+from services.runtime import wire
+from services.runtime.call import Call
+from services.runtime.changelog import select_head
+from services.runtime.committer import Committer
+from services.runtime.database import Database
+from services.runtime.errors import invalid_field
+from services.runtime.page_tokens import binding_of, open_token, seal
+from services.runtime.wire import JsonObject
+
+SERVICE: Final = "strandline.entity.v1.TypeService"
+MAX_INDEXES: Final = 32
+_FIELDS: Final = frozenset({"schema", "compatibility", "indexes"})
+
+
+class TypeHandlers:
+    """The handlers of ``TypeService``."""
+
+    def __init__(
+        self, database: Database, committer: Committer[EntityUnit], builder: IndexBuilder, token_key: bytes
+    ) -> None:
+        self._database = database
+        self._committer = committer
+        self._builder = builder
+        self._token_key = token_key
+
+    async def create_type(self, request: pb.CreateTypeRequest, call: Call) -> bytes:
+        parse_namespace(request.parent, "parent")
+        name = type_name(namespace_of_call(call).id, request.type_id)
+        parse_type_name(name, "type_id")
+        change = _change(
+            writing(request, call, "CreateType"),
+            TypeOperation.CREATE,
+            request.type_id,
+            schema=_schema(request.type),
+            compatibility=request.type.compatibility or None,
+            indexes=_indexes(request.type.indexes),
+        )
+        call.response_headers["location"] = f"/v1/{name}"
+        return await self._commit(change, call)
+
+    async def update_type(self, request: pb.UpdateTypeRequest, call: Call) -> bytes:
+        asked = set(request.update_mask) or {field.name for field, _ in request.type.ListFields()} & _FIELDS
+        if unknown := asked - _FIELDS:
+            raise invalid_field("update_mask", f"{min(unknown)[:100]!r} is none of schema, compatibility, indexes")
+        etag, by_if_match = call.expected_etag(request.etag)
+        change = _change(
+            writing(request, call, "UpdateType"),
+            TypeOperation.UPDATE,
+            parse_type_name(request.type.name, "type.name"),
+            schema=_schema(request.type) if "schema" in asked else None,
+            compatibility=request.type.compatibility or None if "compatibility" in asked else None,
+            indexes=_indexes(request.type.indexes) if "indexes" in asked else None,
+            etag=etag or request.type.etag,
+            by_if_match=by_if_match,
+        )
+        return await self._commit(change, call)
+
+    async def delete_type(self, request: pb.DeleteTypeRequest, call: Call) -> bytes:
+        etag, by_if_match = call.expected_etag(request.etag)
+        change = _change(
+            writing(request, call, "DeleteType"),
+            TypeOperation.DELETE,
+            parse_type_name(request.name, "name"),
+            etag=etag,
+            by_if_match=by_if_match,
+        )
+        return await self._commit(change, call)
+
+    async def get_type(self, request: pb.GetTypeRequest, call: Call) -> bytes:
+        namespace = namespace_of_call(call)
+        type_id = parse_type_name(request.name, "name")
+        head_rows, rows = await self._database.read(
+            namespace.id, select_head(namespace.id), type_store.select_types(namespace.id, {type_id: 0})
+        )
+        head = current_head(namespace, head_rows)
+        type_ = type_store.type_of(rows[0]) if rows else None
+        if type_ is None:
+            raise missing_type(type_id)
+        return answer_with(call, encode_type(namespace.id, type_), head.revision, head.epoch)
+
+    async def list_types(self, request: pb.ListTypesRequest, call: Call) -> bytes:
+        namespace = namespace_of_call(call)
+        parse_namespace(request.parent, "parent")
+        binding = binding_of("types", namespace.id)
+        after = open_token(self._token_key, binding, request.page_token).decode() if request.page_token else ""
+        size = page_size(request.page_size)
+        head_rows, rows = await self._database.read(
+            namespace.id,
+            select_head(namespace.id),
+            type_store.select_type_page(namespace.id, after, size + 1, MAX_ANSWER_BYTES),
+        )
+        head = current_head(namespace, head_rows)
+        call.position(head.revision, head.epoch)
+        types = [type_ for row in rows[:size] if (type_ := type_store.type_of(row[1:])) is not None]
+        more = bool(types) and rows[0][0] > len(types)
+        token = seal(self._token_key, binding, types[-1].id.encode()) if more else ""
+        return (
+            b"".join(wire.delimited(1, encode_type(namespace.id, type_)) for type_ in types)
+            + wire.text(2, token)
+            + wire.integer(3, head.revision)
+            + wire.text(4, head.epoch)
+        )
+
+    async def _commit(self, change: TypeChange, call: Call) -> bytes:
+        namespace = namespace_of_call(call)
+        (ids,) = await self._database.read(namespace.id, type_store.allocate_index_ids(MAX_INDEXES))
+        change.index_ids = [index_id for (index_id,) in ids]
+        receipt = await self._committer.commit(namespace, change)
+        self._builder.wake()
+        return answer_with(call, receipt.answer, receipt.revision, namespace.epoch)
+
+
+def _schema(type_: entity_pb2.EntityType) -> JsonObject:
+    if not type_.HasField("schema"):
+        raise invalid_field("type.schema", "is required")
+    schema = wire.decode_struct(type_.schema, "type.schema")
+    schemas.check_schema(schema, "type.schema")
+    return schema
+
+
+def _indexes(declared: Sequence[entity_pb2.Index]) -> list[DeclaredIndex]:
+    indexes = [DeclaredIndex(tuple(index.fields), index.unique) for index in declared]
+    if len(indexes) > MAX_INDEXES:
+        raise invalid_field("type.indexes", f"a type has at most {MAX_INDEXES} indexes")
+    if len(set(indexes)) < len(indexes):
+        raise invalid_field("type.indexes", "an index is declared twice")
+    for index in indexes:
+        parse_index(index.fields, unique=index.unique)
+    return indexes
+
+
+def _change(
+    writing: Writing,
+    operation: TypeOperation,
+    type_id: str,
+    *,
+    schema: JsonObject | None = None,
+    compatibility: int | None = None,
+    indexes: Sequence[DeclaredIndex] | None = None,
+    etag: str = "",
+    by_if_match: bool = False,
+) -> TypeChange:
+    declared = [(index.fields, index.unique) for index in indexes] if indexes is not None else None
+    asked = canonical([operation, type_id, schema, compatibility, declared, etag])
+    return TypeChange(
+        actor=writing.actor,
+        method=writing.method,
+        request_id=writing.request_id,
+        body_hash=hashlib.blake2b(asked, digest_size=16).digest(),
+        exclusive=frozenset({type_id}),
+        size=2 * len(asked),
+        validate_only=writing.validate_only,
+        operation=operation,
+        type_id=type_id,
+        schema=schema,
+        compatibility=compatibility,
+        indexes=indexes,
+        etag=etag,
+        by_if_match=by_if_match,
+    )

@@ -1,0 +1,188 @@
+"""Declaring, changing and removing types: units of the same log as the entities, decided under the same lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+import orjson
+
+from services.entity import type_store
+from services.entity.catalog import missing_type
+from services.entity.compatibility import BACKWARD, check_compatible
+from services.entity.content import canonical
+from services.entity.index_keys import parse_index
+from services.entity.model import EntityType, Index, IndexState, encode_type, type_name
+from services.entity.schemas import field_types
+from services.runtime.changelog import SCHEMA_CHANGED, Change
+from services.runtime.committer import Decision, Stamp, Unit
+from services.runtime.database import Row, Statement
+from services.runtime.errors import Aborted, AlreadyExists, FailedPrecondition
+from services.runtime.wire import JsonObject
+
+
+class TypeOperation(IntEnum):
+    """What a change does."""
+
+    CREATE = 1
+    UPDATE = 2
+    DELETE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredIndex:
+    """An index as a request writes it."""
+
+    fields: tuple[str, ...]
+    unique: bool
+
+
+@dataclass(kw_only=True, eq=False)
+class TypeChange(Unit):
+    """One change of one type. Of an update, what is None stays as it is. ``index_ids`` are for the indexes it makes."""
+
+    operation: TypeOperation
+    type_id: str
+    schema: JsonObject | None = None
+    compatibility: int | None = None
+    indexes: Sequence[DeclaredIndex] | None = None
+    index_ids: Sequence[int] = ()
+    etag: str = ""
+    by_if_match: bool = False
+
+
+@dataclass
+class TypeRound:
+    """The changes of types in one batch; each touches another type."""
+
+    namespace: str
+    rows: Sequence[list[Row]]
+    _statements: dict[int, list[Statement]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        type_rows, populated, schemas = self.rows
+        stored = (type_store.type_of(row) for row in type_rows)
+        self._types = {type_.id: type_ for type_ in stored if type_ is not None}
+        self._populated = {type_id for type_id, any_, _ in populated if any_}
+        self._live = {type_id for type_id, _, live in populated if live}
+        self._schemas: dict[str, list[str]] = {}
+        for type_id, schema in schemas:
+            self._schemas.setdefault(type_id, []).append(schema)
+
+    @staticmethod
+    def reads(namespace: str, changes: Sequence[TypeChange]) -> list[Statement]:
+        """What deciding *changes* needs: the rows that a round is made of."""
+        type_ids = [change.type_id for change in changes]
+        return [
+            type_store.select_types(namespace, dict.fromkeys(type_ids, 0)),
+            type_store.select_populated(namespace, type_ids),
+            type_store.select_schemas(namespace, type_ids),
+        ]
+
+    def decide(self, change: TypeChange, stamp: Stamp) -> Decision:
+        """See ``committer.Round``. The answer is the serialized type: as it is now, or as it was when removed."""
+        if change.operation == TypeOperation.CREATE:
+            return self._create(change, stamp)
+        stored = self._types.get(change.type_id)
+        if stored is None:
+            raise missing_type(change.type_id)
+        if change.etag and change.etag != stored.etag:
+            status = 412 if change.by_if_match else None
+            raise Aborted(
+                "ETAG_MISMATCH",
+                "the type has changed since that etag; read it again",
+                http_status=status,
+                etag=stored.etag,
+            )
+        if change.operation == TypeOperation.DELETE:
+            return self._delete(change, stored)
+        return self._update(change, stored, stamp)
+
+    def writes(self, accepted: Iterable[TypeChange]) -> list[Statement]:
+        """See ``committer.Round``."""
+        return [statement for change in accepted for statement in self._statements[id(change)]]
+
+    def _create(self, change: TypeChange, stamp: Stamp) -> Decision:
+        if change.type_id in self._types:
+            name = type_name(self.namespace, change.type_id)
+            raise AlreadyExists("ALREADY_EXISTS", f"{name} exists", name=name)
+        schema = change.schema or {}
+        type_ = EntityType(
+            id=change.type_id,
+            generation=0,
+            schema_version=1,
+            compatibility=change.compatibility or BACKWARD,
+            schema=schema,
+            indexes=self._indexes(change, schema, change.indexes or (), ()),
+            revision=stamp.revision,
+            create_time=stamp.commit_time,
+            update_time=stamp.commit_time,
+        )
+        return self._store(change, type_, None)
+
+    def _update(self, change: TypeChange, stored: EntityType, stamp: Stamp) -> Decision:
+        compatibility = change.compatibility or stored.compatibility
+        schema, version = stored.schema, stored.schema_version
+        if change.schema is not None and canonical(change.schema) != canonical(schema):
+            versions = [orjson.loads(text) for text in self._schemas[stored.id]]
+            check_compatible(compatibility, versions, change.schema)
+            schema, version = change.schema, version + 1
+        declared = change.indexes
+        if declared is None:
+            declared = [DeclaredIndex(index.fields, index.spec.unique) for index in stored.indexes]
+        type_ = replace(
+            stored,
+            schema_version=version,
+            compatibility=compatibility,
+            schema=schema,
+            indexes=self._indexes(change, schema, declared, stored.indexes),
+        )
+        if type_ == stored:
+            return Decision((), encode_type(self.namespace, stored))
+        return self._store(change, replace(type_, revision=stamp.revision, update_time=stamp.commit_time), stored)
+
+    def _delete(self, change: TypeChange, stored: EntityType) -> Decision:
+        if stored.id in self._live:
+            raise FailedPrecondition("TYPE_NOT_EMPTY", "the type has entities; delete them first", type=stored.id)
+        statements = type_store.remove_type(self.namespace, stored.id)
+        if stored.indexes:
+            jobs = [(index.id, True) for index in stored.indexes]
+            statements.append(type_store.put_jobs(self.namespace, stored.id, jobs))
+        self._statements[id(change)] = statements
+        previous = encode_type(self.namespace, stored)
+        return Decision([Change(SCHEMA_CHANGED, stored.id, "", b"", previous)], previous)
+
+    def _indexes(
+        self, change: TypeChange, schema: JsonObject, declared: Sequence[DeclaredIndex], stored: Sequence[Index]
+    ) -> tuple[Index, ...]:
+        """The declared indexes: those that are there already, and new ones. One that failed is tried again as new."""
+        types = field_types(schema)
+        # Nothing is written to the type while this is decided, so an index of nothing is complete.
+        state = IndexState.BUILDING if change.type_id in self._populated else IndexState.READY
+        kept = {(index.fields, index.spec): index for index in stored if index.state != IndexState.FAILED}
+        fresh = iter(change.index_ids)
+        indexes = []
+        for index in declared:
+            # Whether a field is an array is part of the spec: when the schema changes that, the keys change with it.
+            spec = parse_index(index.fields, unique=index.unique, field_types=types)
+            known = kept.get((index.fields, spec))
+            indexes.append(known or Index(next(fresh), index.fields, spec, state))
+        return tuple(indexes)
+
+    def _store(self, change: TypeChange, type_: EntityType, stored: EntityType | None) -> Decision:
+        statements = [type_store.put_type(self.namespace, type_), type_store.put_schema_version(self.namespace, type_)]
+        before = {index.id for index in stored.indexes} if stored is not None else set()
+        after = {index.id for index in type_.indexes}
+        jobs = [(index_id, True) for index_id in sorted(before - after)]
+        jobs += [
+            (index.id, False)
+            for index in type_.indexes
+            if index.id not in before and index.state == IndexState.BUILDING
+        ]
+        if jobs:
+            statements.append(type_store.put_jobs(self.namespace, type_.id, jobs))
+        self._statements[id(change)] = statements
+        message = encode_type(self.namespace, type_)
+        previous = encode_type(self.namespace, stored) if stored is not None else b""
+        return Decision([Change(SCHEMA_CHANGED, type_.id, "", message, previous)], message)

@@ -1,0 +1,222 @@
+"""The way of a write through the service: prepare it outside the lock, have it decided and committed, answer it.
+
+What was prepared can be overtaken: the type moves on, or an update turns out to take another unique value than it
+looked like. Then the unit comes back ``Stale``, and is prepared again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from strandline.entity.v1 import entity_service_pb2
+
+from services.entity import store
+from services.entity.catalog import Catalog
+from services.entity.content import CompiledType, Entry, merge
+from services.entity.decisions import Outcome, Prepared, Stale
+from services.entity.ledger import EntityUnit, Write
+from services.entity.model import EntityKey, StoredEntity, parse_entity_name
+from services.entity.mutations import Kind, Mutation, fingerprint
+from services.runtime.call import Namespace
+from services.runtime.changelog import select_versions
+from services.runtime.committer import Committer, Receipt
+from services.runtime.database import Database
+from services.runtime.errors import Aborted, Error, InvalidArgument
+
+MAX_ATTEMPTS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """Who writes what for, and how a repetition is known."""
+
+    namespace: Namespace
+    actor: str
+    method: str
+    request_id: str
+    validate_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An acknowledged unit: the namespace's revision, and what each mutation left. A repetition has no ``message``s."""
+
+    revision: int
+    outcomes: Sequence[Outcome]
+    repeated: bool = False
+
+
+class Writer:
+    """Writes entities."""
+
+    def __init__(self, database: Database, types: Catalog, committer: Committer[EntityUnit]) -> None:
+        self._database = database
+        self._types = types
+        self._committer = committer
+
+    async def write_one(self, writing: Writing, mutation: Mutation) -> tuple[int, Outcome]:
+        """Commit one mutation; the namespace's revision and what it left, as the first time if it is a repetition."""
+        written = await self.transact(writing, [mutation])
+        (outcome,) = written.outcomes
+        if written.repeated and outcome.revision:
+            outcome = await self._as_it_was(writing.namespace, outcome, written.revision)
+        return written.revision, outcome
+
+    async def transact(self, writing: Writing, mutations: Sequence[Mutation], *, indexed: bool = False) -> Written:
+        """Commit *mutations*, of different entities, as one unit; *indexed*: refusals name the mutation.
+
+        Raises:
+            Error: it was refused as a whole.
+        """
+        body_hash = fingerprint(writing.namespace.id, mutations)
+        for _ in range(MAX_ATTEMPTS):
+            (prepared,) = await self._prepare(writing.namespace.id, [mutations])
+            unit = _unit(writing, writing.request_id, body_hash, prepared, indexed)
+            try:
+                return _written(await self._committer.commit(writing.namespace, unit))
+            except Stale:
+                continue
+        raise _contended()
+
+    async def batch(self, writing: Writing, mutations: Sequence[Mutation | Error]) -> list[Written | BaseException]:
+        """Commit each of *mutations* as a unit of its own; an ``Error`` among them is its own outcome.
+
+        Writes to one entity are committed in the given order, because each waits for the one before it.
+        """
+        base = writing.request_id or uuid.uuid4().hex
+        outcomes: list[Written | BaseException] = [
+            item if isinstance(item, Error) else _contended() for item in mutations
+        ]
+        for wave in _waves(mutations):
+            pending = wave
+            for _ in range(MAX_ATTEMPTS):
+                results = await self._attempt(writing, base, pending)
+                for (place, _), result in zip(pending, results, strict=True):
+                    if not isinstance(result, Stale):
+                        outcomes[place] = result
+                pending = [item for item, result in zip(pending, results, strict=True) if isinstance(result, Stale)]
+                if not pending:
+                    break
+        return outcomes
+
+    async def _attempt(
+        self, writing: Writing, base: str, pending: Sequence[tuple[int, Mutation]]
+    ) -> list[Written | BaseException]:
+        prepared = await self._prepare(writing.namespace.id, [[mutation] for _, mutation in pending])
+        futures: list[asyncio.Future[Receipt]] = []
+        for (place, mutation), item in zip(pending, prepared, strict=True):
+            # The dot keeps these ids apart from any that a caller may choose.
+            unit = _unit(writing, f"{base}.{place}", fingerprint(writing.namespace.id, [mutation]), item, False)
+            futures.append(self._committer.submit(writing.namespace, unit))
+        receipts = await asyncio.gather(*futures, return_exceptions=True)
+        return [receipt if isinstance(receipt, BaseException) else _written(receipt) for receipt in receipts]
+
+    async def _prepare(
+        self, namespace: str, units: Sequence[Sequence[Mutation]]
+    ) -> list[tuple[list[Prepared], Mapping[str, CompiledType]]]:
+        mutations = [mutation for unit in units for mutation in unit]
+        types = await self._types.learn(namespace, dict.fromkeys(mutation.key.type for mutation in mutations))
+        uncertain = [mutation.key for mutation in mutations if _takes_unknown(mutation, types.get(mutation.key.type))]
+        stored: dict[EntityKey, StoredEntity] = {}
+        if uncertain:
+            (rows,) = await self._database.read(namespace, store.select_entities(namespace, uncertain))
+            stored = dict(map(store.entity_of, rows))
+        return [
+            ([_prepare(mutation, types.get(mutation.key.type), stored.get(mutation.key)) for mutation in unit], types)
+            for unit in units
+        ]
+
+    async def _as_it_was(self, namespace: Namespace, outcome: Outcome, revision: int) -> Outcome:
+        key = parse_entity_name(outcome.name, namespace.id, "name")
+        (rows,) = await self._database.read(namespace.id, select_versions(namespace.id, [key], revision))
+        return Outcome(outcome.name, outcome.revision, rows[0][3] if rows else b"")
+
+
+def _contended() -> Aborted:
+    return Aborted("ETAG_MISMATCH", "the entity is being changed by others; read again and retry", etag="")
+
+
+def _waves(mutations: Sequence[Mutation | Error]) -> list[list[tuple[int, Mutation]]]:
+    """The mutations with their places: all that are the first on their entity, then all that are the second, ..."""
+    waves: list[list[tuple[int, Mutation]]] = []
+    seen: dict[EntityKey, int] = {}
+    for place, mutation in enumerate(mutations):
+        if isinstance(mutation, Error):
+            continue
+        number = seen.get(mutation.key, 0)
+        seen[mutation.key] = number + 1
+        if number == len(waves):
+            waves.append([])
+        waves[number].append((place, mutation))
+    return waves
+
+
+def _takes_unknown(mutation: Mutation, compiled: CompiledType | None) -> bool:
+    """Whether the unique values that *mutation* takes depend on what is stored."""
+    if compiled is None or not compiled.unique:
+        return False
+    return mutation.kind == Kind.UNDELETE or (mutation.kind == Kind.UPDATE and not mutation.replaces)
+
+
+def _prepare(mutation: Mutation, compiled: CompiledType | None, current: StoredEntity | None) -> Prepared:
+    prepared = Prepared(mutation)
+    if compiled is None:
+        return prepared
+    if mutation.content is not None and (mutation.replaces or mutation.allow_missing):
+        try:
+            prepared.rendered = compiled.render(mutation.content, mutation.json, mutation.field)
+            prepared.unique = prepared.rendered.unique
+        except Error as failure:
+            prepared.failure, prepared.refused_by = failure, compiled.generation
+    if current is not None and _takes_unknown(mutation, compiled):
+        prepared.unique += _expected_unique(mutation, compiled, current)
+    return prepared
+
+
+def _expected_unique(mutation: Mutation, compiled: CompiledType, current: StoredEntity) -> tuple[Entry, ...]:
+    data = current.data
+    if mutation.content is not None:
+        data = merge(data, mutation.content, mutation.mask or tuple((key,) for key in mutation.content))
+    try:
+        return compiled.unique_entries(data)
+    except InvalidArgument:
+        return ()  # refused under the lock, if nothing changes
+
+
+def _unit(
+    writing: Writing,
+    request_id: str,
+    body_hash: bytes,
+    prepared: tuple[list[Prepared], Mapping[str, CompiledType]],
+    indexed: bool,
+) -> Write:
+    writes, types = prepared
+    keys = [write.mutation.key for write in writes]
+    unique = frozenset(entry for write in writes for entry in write.unique)
+    type_ids = frozenset(key.type for key in keys)
+    return Write(
+        actor=writing.actor,
+        method=writing.method,
+        request_id=request_id,
+        body_hash=body_hash,
+        exclusive=frozenset((*keys, *unique)),
+        shared=type_ids,
+        size=sum(2 * len(write.mutation.json) + 500 for write in writes),
+        validate_only=writing.validate_only,
+        writes=writes,
+        known={type_id: types[type_id] for type_id in type_ids if type_id in types},
+        unique=unique,
+        indexed=indexed,
+    )
+
+
+def _written(receipt: Receipt) -> Written:
+    if receipt.result is not None:
+        return Written(receipt.revision, receipt.result)
+    answer = entity_service_pb2.TransactResponse.FromString(receipt.answer)
+    outcomes = [Outcome(result.name, int(result.etag.strip('"') or 0)) for result in answer.results]
+    return Written(receipt.revision, outcomes, repeated=True)
