@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import smtplib
-import tempfile
 from email.message import EmailMessage
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from strandline_cli.home import Home
 from strandline_cli.parts import Layout
 
 
-async def test_what_is_sent_is_kept_and_read_newest_first() -> None:
-    home = Home(Path(tempfile.mkdtemp()))
+async def test_what_is_sent_is_kept_and_read_newest_first(tmp_path: Path) -> None:
+    home = Home(tmp_path)
     home.prepare()
     layout = Layout(home, home.run, ports.choose(0)[0])
     async with mail.sink(layout):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psycopg
@@ -18,7 +19,13 @@ from strandline_cli.process import spawn
 
 @pytest.fixture(scope="module")
 async def layout() -> AsyncIterator[Layout]:
-    home = Home(Path(tempfile.mkdtemp()))  # not tmp_path: the server's user could not enter it
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path: the server's user could not enter it
+        async with served(Home(Path(folder))) as layout:
+            yield layout
+
+
+@asynccontextmanager
+async def served(home: Home) -> AsyncIterator[Layout]:
     home.prepare()
     home.run.mkdir()
     home.run.chmod(0o711)

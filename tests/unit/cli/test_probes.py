@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
@@ -13,8 +13,9 @@ from strandline_cli.probes import grpc_serves, http_answers
 
 
 @pytest.fixture
-def socket() -> Path:
-    return Path(tempfile.mkdtemp()) / "app.sock"
+def socket() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path may be too long for a socket
+        yield Path(folder, "app.sock")
 
 
 @pytest.fixture
