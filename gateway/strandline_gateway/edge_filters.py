@@ -47,11 +47,13 @@ def strip_internal_headers() -> Json:
 def response_headers(*, tls: bool) -> Json:
     """A filter for every answer: security headers on, signs of what is inside off."""
     headers = SECURITY_HEADERS | (HSTS if tls else {}) | {"x-request-id": "%REQ(X-REQUEST-ID)%"}
+    headers |= {f"ratelimit-{name}": f"%RESP(X-RATELIMIT-{name.upper()})%" for name in ("limit", "remaining", "reset")}
     mutations: list[Json] = [{"remove": "server"}, {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}}]
     mutations += [
         {"append": {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
         for key, value in headers.items()
     ]
+    mutations.append({"remove_on_match": {"key_matcher": {"prefix": "x-ratelimit-"}}})
     return extension(
         "envoy.filters.http.header_mutation",
         "filters.http.header_mutation.v3.HeaderMutation",
@@ -68,6 +70,8 @@ def jwt_filter(topology: Topology) -> Json:
         "max_lifetime": "900s",
         "clock_skew_seconds": 5,
         "forward": True,
+        # Said, because the default also takes a token from the query, where every log would see it.
+        "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
         "remote_jwks": {
             "http_uri": {"uri": "http://edge/.well-known/jwks.json", "cluster": JWKS_CLUSTER, "timeout": "2s"},
             "cache_duration": "300s",
@@ -103,6 +107,7 @@ def rate_limit_filter(limit: RateLimit) -> Json:
         descriptors=[{"entries": [{"key": "remote_address"}], "token_bucket": bucket}],
         max_dynamic_descriptors=MAX_ADDRESSES,
         enable_retry_after_header=True,
+        enable_x_ratelimit_headers="DRAFT_VERSION_03",
         rate_limited_as_resource_exhausted=True,
     )
     return limiter | {"disabled": True}

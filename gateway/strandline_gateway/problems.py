@@ -17,8 +17,9 @@ from strandline_gateway.transcoding import lua_filter, script, transcoded_rpcs
 
 PROBLEM = "strandline.problem"
 CONTENT_TYPE = "application/problem+json"
+GRPC = "request.headers['content-type'].startsWith('application/grpc')"
 # The transcoder makes a gRPC request of a REST request, and leaves the original path as a trace.
-GRPC = "request.headers['content-type'].startsWith('application/grpc') && !('x-envoy-original-path' in request.headers)"
+NOT_TRANSCODED = "!('x-envoy-original-path' in request.headers)"
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,12 @@ def lua_table(problem: Problem) -> str:
     return f'{{ status = {problem.http}, reason = "{problem.reason}", detail = "{problem.detail}" }}'
 
 
-def local_reply_config() -> Json:
-    """How a connection manager words its own replies, for REST and for gRPC."""
-    mappers = [passed_on("response.code_details == 'lua_response'"), transcoder_refusal()]
+def local_reply_config(*, transcodes: bool = False) -> Json:
+    """How a connection manager words its own replies, for REST and for gRPC; the edge's also *transcodes*."""
+    mappers = [passed_on("response.code_details == 'lua_response'"), transcoder_refusal()] if transcodes else []
+    is_grpc = f"{GRPC} && {NOT_TRANSCODED}" if transcodes else GRPC
     for condition, problem in LOCAL_REPLIES:
-        mappers += [grpc_reply(condition, problem), rest_reply(condition, problem)]
+        mappers += [grpc_reply(f"{is_grpc} && {condition}", problem), rest_reply(condition, problem)]
     return {"mappers": mappers}
 
 
@@ -157,7 +159,7 @@ def grpc_reply(condition: str, problem: Problem) -> Json:
     status = status_pb2.Status(code=problem.grpc, message=problem.detail, details=[info])
     details = base64.b64encode(status.SerializeToString()).decode().rstrip("=")
     return {
-        "filter": when(f"{GRPC} && {condition}"),
+        "filter": when(condition),
         "status_code": problem.http,
         "headers_to_add": [
             header("grpc-status", str(problem.grpc)),

@@ -15,10 +15,12 @@ from strandline_gateway.building_blocks import (
     listener,
     mesh_client,
     mesh_server,
+    only_unsent,
     pipe_address,
     router,
     tcp_address,
 )
+from strandline_gateway.problems import local_reply_config
 from strandline_gateway.topology import Service, Topology
 
 # Calls end by their own deadline (grpc-timeout), feeds by either side: never by a fixed time of the proxy.
@@ -60,6 +62,7 @@ def inbound(topology: Topology, service: Service) -> Json:
         forward_client_cert_details="SANITIZE_SET",
         set_current_client_cert_details={"uri": True},
         stream_idle_timeout="0s",
+        local_reply_config=local_reply_config(),
         access_log=access_log(caller="%DOWNSTREAM_PEER_URI_SAN%"),
     )
     tls = mesh_server(topology, service.certificates)
@@ -94,18 +97,14 @@ def allow_list(topology: Topology, service: Service) -> Json:
 
 def outbound(target: str, socket: str) -> Json:
     """Plaintext from the service itself, over a socket only it can open, to the sidecar of *target*."""
-    route = {
-        "cluster": target,
-        **NO_TIMEOUT,
-        # Only what cannot have reached the service: anything else might be applied twice.
-        "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2},
-    }
+    route = {"cluster": target, **NO_TIMEOUT, "retry_policy": only_unsent()}
     manager = connection_manager(
         f"to-{target}",
         [{"name": target, "domains": ["*"], "routes": [{"match": {"prefix": "/", "grpc": {}}, "route": route}]}],
         [router()],
         codec_type="HTTP2",
         stream_idle_timeout="0s",
+        local_reply_config=local_reply_config(),
         access_log=access_log(),
     )
     return listener(f"to-{target}", pipe_address(socket), manager)

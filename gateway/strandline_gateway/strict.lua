@@ -51,7 +51,7 @@ function envoy_on_request(handle)
   local size = body and body:length() or 0
   if size == 0 then return end
   if spec.body == nil then return refuse(handle, 400, "INVALID_FIELD", "this method takes no body") end
-  if content_type ~= nil and not string.find(string.lower(content_type), "^application/json%s*;?") then
+  if content_type ~= nil and not string.find(string.lower(content_type) .. ";", "^application/json%s*;") then
     return refuse(handle, 415, "UNSUPPORTED_MEDIA_TYPE", "the body must be application/json")
   end
   local fault = first_fault(body:getBytes(0, size), spec.body)

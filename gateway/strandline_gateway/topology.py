@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any, Self
 
 
@@ -108,4 +107,4 @@ def spiffe_id(trust_domain: str, workload: str) -> str:
 
 def certificate_files(folder: str) -> tuple[str, str, str]:
     """Paths of the certificate, its key and the authority in a workload's folder."""
-    return tuple(str(PurePath(folder, name)) for name in ("cert.pem", "key.pem", "ca.pem"))  # type: ignore[return-value]
+    return f"{folder}/cert.pem", f"{folder}/key.pem", f"{folder}/ca.pem"

@@ -1,0 +1,150 @@
+"""Feeds over HTTP: through edge and sidecar to the service's own HTTP port, without a stop on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from aiohttp import ClientSession, WSMsgType, web
+from strandline.stream.v1 import feed_pb2, stream_service_pb2, stream_service_pb2_grpc
+
+from tests.gateway_stack import Stack, stack
+
+__all__ = ["stack"]
+
+WATCH = "/v1/namespaces/demo:watch"
+PAUSE = 0.2
+
+
+def session(stack: Stack) -> ClientSession:
+    return ClientSession(headers={"authorization": f"Bearer {stack.token()}"})
+
+
+def lines(content_type: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """A feed of three messages with pauses between them."""
+
+    async def feed(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": content_type})
+        await response.prepare(request)
+        for number in range(3):
+            await response.write(f"data: {number}\n\n".encode())
+            await asyncio.sleep(PAUSE)
+        return response
+
+    return feed
+
+
+@pytest.mark.parametrize("content_type", ["application/x-ndjson", "text/event-stream"])
+async def test_each_message_arrives_when_it_is_sent(stack: Stack, content_type: str) -> None:
+    stack.upstreams.http = lines(content_type)
+    started = time.monotonic()
+    times = []
+    async with session(stack) as client, client.get(f"{stack.url}{WATCH}?now=true") as reply:
+        assert reply.status == 200
+        assert reply.headers["content-type"] == content_type
+        assert reply.headers["cache-control"] == "no-store"
+        async for _ in reply.content.iter_any():
+            times.append(time.monotonic() - started)
+    assert len(times) == 3
+    assert times[0] < PAUSE
+    assert PAUSE <= times[1] < 2 * PAUSE <= times[2]
+
+
+async def test_the_service_sees_query_and_headers_of_the_client(stack: Stack) -> None:
+    seen: dict[str, Any] = {}
+
+    async def feed(request: web.Request) -> web.StreamResponse:
+        seen.update(request.headers, path=request.path_qs)
+        return web.Response()
+
+    stack.upstreams.http = feed
+    await stack.call("GET", f"{WATCH}?after_revision=7&types=a&types=b", last_event_id="0123abcd.7", x_user_id="admin")
+    assert seen["path"] == f"{WATCH}?after_revision=7&types=a&types=b"
+    assert seen["Last-Event-ID"] == "0123abcd.7"
+    assert seen["Authorization"].startswith("Bearer ")
+    assert seen["X-Request-ID"]
+    assert "x-user-id" not in {name.lower() for name in seen}
+
+
+async def test_a_websocket_passes_both_proxies_both_ways(stack: Stack) -> None:
+    async def feed(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str("first")
+        await socket.send_str(f"echo {(await socket.receive()).data}")
+        await socket.close()
+        return socket
+
+    stack.upstreams.http = feed
+    async with session(stack) as client, client.ws_connect(f"{stack.url}{WATCH}?now=true") as socket:
+        assert await socket.receive_str() == "first"
+        await socket.send_str("hello")
+        assert await socket.receive_str() == "echo hello"
+        assert (await socket.receive()).type is WSMsgType.CLOSE
+
+
+async def test_an_error_of_the_service_before_the_first_message_is_passed_on(stack: Stack) -> None:
+    async def feed(_request: web.Request) -> web.StreamResponse:
+        return web.Response(status=410, text='{"reason": "COMPACTED"}', content_type="application/problem+json")
+
+    stack.upstreams.http = feed
+    reply = await stack.call("GET", f"{WATCH}?after_revision=1")
+    assert reply.status == 410
+    assert reply.json == {"reason": "COMPACTED"}
+
+
+async def test_a_feed_needs_a_token_on_every_transport(stack: Stack) -> None:
+    reply = await stack.call("GET", WATCH, token=None)
+    assert (reply.status, reply.reason) == (401, "TOKEN_MISSING")
+    upgrade = {
+        "connection": "Upgrade",
+        "upgrade": "websocket",
+        "sec_websocket_key": "x" * 24,
+        "sec_websocket_version": "13",
+    }
+    reply = await stack.call("GET", WATCH, token=None, **upgrade)
+    assert (reply.status, reply.reason) == (401, "TOKEN_MISSING")
+
+
+async def test_the_end_of_a_client_ends_the_feed_behind_it(stack: Stack) -> None:
+    ended = asyncio.Event()
+
+    async def feed(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(b"{}\n")
+                await asyncio.sleep(0.02)
+        finally:
+            ended.set()
+
+    stack.upstreams.http = feed
+    async with session(stack) as client, client.get(f"{stack.url}{WATCH}?now=true") as reply:
+        await reply.content.readline()
+    async with asyncio.timeout(5):
+        await ended.wait()
+
+
+async def test_a_feed_by_grpc_streams_as_well(stack: Stack) -> None:
+    async def watch(_request: Any, _context: Any) -> Any:
+        for revision in (1, 2):
+            yield feed_pb2.WatchResponse(revision=revision)
+            await asyncio.sleep(PAUSE)
+
+    stack.upstreams.streams["StreamService.Watch"] = watch
+    metadata = (("authorization", f"Bearer {stack.token()}"),)
+    times = []
+    async with grpc.aio.insecure_channel(stack.address) as channel:
+        watching = stream_service_pb2_grpc.StreamServiceStub(channel).Watch(
+            stream_service_pb2.WatchRequest(parent="namespaces/demo", now=True), metadata=metadata
+        )
+        started = time.monotonic()
+        async for message in watching:
+            times.append((message.revision, time.monotonic() - started))
+    assert [revision for revision, _ in times] == [1, 2]
+    assert times[1][1] >= PAUSE

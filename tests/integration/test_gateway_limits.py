@@ -1,0 +1,144 @@
+"""Sizes, rates and times that the edge holds clients to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from strandline.entity.v1 import entity_service_pb2
+from strandline.user.v1 import auth_service_pb2
+
+from tests.gateway_stack import Stack, stack
+
+__all__ = ["stack"]
+
+LOGIN = "/v1/auth:login"
+BATCH = "/v1/namespaces/demo:batchWrite"
+LIST = "/v1/namespaces/demo/types/port/entities"
+
+
+@pytest.fixture(autouse=True)
+def answers(stack: Stack) -> None:
+    async def login(_request: Any, _context: Any) -> Any:
+        return auth_service_pb2.LoginResponse()
+
+    async def write(_request: Any, _context: Any) -> Any:
+        return entity_service_pb2.BatchWriteResponse()
+
+    async def list_entities(_request: Any, _context: Any) -> Any:
+        return entity_service_pb2.ListEntitiesResponse()
+
+    stack.answers["AuthService.Login"] = login
+    stack.answers["EntityService.BatchWrite"] = write
+    stack.answers["EntityService.ListEntities"] = list_entities
+
+
+def padded(size: int) -> str:
+    """A login of exactly *size* bytes."""
+    empty = json.dumps({"email": "a@b.c", "password": ""})
+    return json.dumps({"email": "a@b.c", "password": "x" * (size - len(empty))})
+
+
+async def test_signing_in_takes_64_kib_and_not_a_byte_more(stack: Stack) -> None:
+    assert (await stack.call("POST", LOGIN, padded(65_536), token=None, source="127.0.0.2")).status == 200
+    reply = await stack.call("POST", LOGIN, padded(65_537), token=None, source="127.0.0.2")
+    assert (reply.status, reply.reason) == (413, "BODY_TOO_LARGE")
+
+
+async def test_elsewhere_4_mib_pass_and_not_a_byte_more(stack: Stack) -> None:
+    body = '{"writes": []' + " " * (4 * 1024 * 1024 - 14) + "}"
+    assert (await stack.call("POST", BATCH, body)).status == 200
+    for larger in (body + " ", "x" * 6_000_000):
+        reply = await stack.call("POST", BATCH, larger)
+        assert (reply.status, reply.reason) == (413, "BODY_TOO_LARGE")
+
+
+async def test_a_body_of_unknown_length_is_cut_off_as_well(stack: Stack) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(60):
+            yield b" " * 100_000
+
+    reply = await stack.call("POST", BATCH, endless())
+    assert (reply.status, reply.reason) == (413, "BODY_TOO_LARGE")
+
+
+async def test_what_grows_too_large_for_the_service_is_too_large_for_the_client(stack: Stack) -> None:
+    data = ",".join(['{"k":1}'] * 450_000)
+    reply = await stack.call("POST", BATCH, f'{{"writes":[{{"create":{{"name":"n","data":{{"a":[{data}]}}}}}}]}}')
+    assert (reply.status, reply.reason) == (413, "BODY_TOO_LARGE")
+
+
+async def test_the_hundred_and_first_sign_in_from_one_address_waits(stack: Stack) -> None:
+    for number in range(100):
+        reply = await stack.call("POST", LOGIN, {}, token=None, source="127.0.0.3", x_forwarded_for=f"10.0.0.{number}")
+        assert reply.status == 200
+    assert (reply.headers["ratelimit-limit"], reply.headers["ratelimit-remaining"]) == ("100", "0")
+    # Another path, and another way to write the address, are the same bucket.
+    reply = await stack.call("POST", "/v1/auth:refresh", {}, token=None, source="127.0.0.3", x_real_ip="10.1.1.1")
+    assert (reply.status, reply.reason) == (429, "RATE_LIMITED")
+    assert 0 < int(reply.headers["retry-after"]) <= 9
+    assert (await stack.call("POST", LOGIN, {}, token=None, source="127.0.0.4")).status == 200
+    assert (await stack.call("GET", LIST, source="127.0.0.3")).status == 200
+
+
+async def test_many_other_addresses_do_not_make_the_limiter_forget(stack: Stack) -> None:
+    for _ in range(100):
+        await stack.call("POST", LOGIN, {}, token=None, source="127.0.0.5")
+    for number in range(60):
+        await stack.call("POST", LOGIN, {}, token=None, source=f"127.0.1.{number + 1}")
+    assert (await stack.call("POST", LOGIN, {}, token=None, source="127.0.0.5")).status == 429
+
+
+async def test_headers_beyond_the_limits_are_refused(stack: Stack) -> None:
+    many = {f"h{number}": "1" for number in range(80)}
+    for path, headers in ((LIST, many), (LIST, {"large": "x" * 20_000}), (f"{LIST}?filter={'x' * 20_000}", {})):
+        reply = await stack.call("GET", path, **headers)
+        assert (reply.status, reply.reason) == (431, "HEADERS_TOO_LARGE")
+
+
+@pytest.mark.parametrize("path", [f"{LIST}/a%2Fb", f"{LIST}/a%5Cb", f"{LIST}/a%00b"])
+async def test_an_escaped_separator_in_a_path_is_refused(stack: Stack, path: str) -> None:
+    assert (await stack.call("GET", path)).status == 400
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        pytest.param("GET / HTTP/1.1\r\nhost: a\r\nx_user_id: admin\r\n\r\n", id="underscore"),
+        pytest.param(
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n", id="two lengths"
+        ),
+        pytest.param("GET / HTTP/1.1\r\n\r\n", id="no host"),
+        pytest.param("GET / HTTP/1.1\r\nhost: a\r\nbad header: 1\r\n\r\n", id="space in a name"),
+    ],
+)
+async def test_malformed_http_is_refused_with_a_problem(stack: Stack, request_text: str) -> None:
+    reply = await raw(stack, request_text)
+    assert reply.startswith("HTTP/1.1 400 ")
+    assert "urn:strandline:INVALID_REQUEST" in reply or "content-length: 0" in reply.lower()
+    assert "envoy" not in reply.lower()
+
+
+async def test_a_request_head_that_never_ends_is_given_up(stack: Stack) -> None:
+    started = time.monotonic()
+    reply = await raw(stack, "GET / HTTP/1.1\r\nhost: a\r\n")
+    assert reply.startswith("HTTP/1.1 408 ")
+    assert "urn:strandline:REQUEST_TIMEOUT" in reply
+    assert 4 < time.monotonic() - started < 8
+
+
+async def raw(stack: Stack, text: str) -> str:
+    """What the edge answers to bytes as they are, until it closes or the first answer is there."""
+    host, _, port = stack.address.partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(text.encode())
+        async with asyncio.timeout(10):
+            return (await reader.read(65_536)).decode()
+    finally:
+        writer.close()
+        await writer.wait_closed()
