@@ -17,14 +17,14 @@ from typing import Any
 from google.protobuf import descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2
 from grpc_tools import protoc
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-from protovalidate._gen.buf.validate import validate_pb  # type: ignore[attr-defined]  # protovalidate ships no .proto
+from protovalidate._gen.buf.validate import validate_pb  # the wheel ships no .proto
 
 DESCRIPTOR_SET = "descriptors.binpb"
 # Envoy decodes error details only if their types are in the set.
 ERROR_PROTOS = ("google/rpc/status.proto", "google/rpc/error_details.proto")
 
 
-class StubsBuildHook(BuildHookInterface):
+class StubsBuildHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         # The folder lives until this hook object dies, that is, until the wheel is written.
         self._scratch = tempfile.TemporaryDirectory(prefix="strandline-stubs-")

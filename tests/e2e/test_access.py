@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -180,7 +181,7 @@ async def test_logout_ends_the_session_everywhere_within_two_seconds(platform: A
     anonymous = Rest(platform.rest)
     await anonymous.ok("POST", "/v1/auth:logout", {"refreshToken": someone.refresh_token})
     for path in ("/v1/users/me", "/v1/namespaces/demo/types", "/v1/namespaces/demo:watch?now=true"):
-        answer = await within_two_seconds(lambda path=path: someone.rest("GET", path), lambda a: a.status == 401)
+        answer = await within_two_seconds(partial(someone.rest, "GET", path), lambda answer: answer.status == 401)
         assert answer.problem == (401, "TOKEN_INVALID")
     dead = await anonymous("POST", "/v1/auth:refresh", {"refreshToken": someone.refresh_token})
     assert dead.problem[0] == 401

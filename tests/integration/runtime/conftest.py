@@ -55,7 +55,7 @@ class Cells:
         return [Statement("SELECT name, value FROM cells WHERE namespace = %s AND name = ANY(%s)", (namespace, names))]
 
     def open_round(self, namespace: str, units: Sequence[Put], rows: Sequence[list[Row]]) -> CellRound:
-        return CellRound(namespace, dict(rows[0]))  # type: ignore[arg-type]  # rows are (name, value)
+        return CellRound(namespace, dict(rows[0]))
 
 
 class CellRound:
