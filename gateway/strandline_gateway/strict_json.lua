@@ -15,7 +15,8 @@ local MAX_DEPTH = 32
 local text, position, depth
 local limit          -- depth that may not be exceeded
 local in_free_form
-local next_backslash -- not before `position` if it is not before the string at hand
+-- The next of their kind, searched for again only when passed, so that the text is scanned once.
+local next_backslash, next_control
 local keys = {}      -- raw key or index at each depth, for the pointer
 
 -- Inside of a JSON string that is safe to send back, whatever it held.
@@ -70,6 +71,8 @@ local function walk_string()
   while true do
     if quote == nil then fail("a string without end") end
     if next_backslash < from then next_backslash = find(text, "\\", from, true) or math.huge end
+    if next_control < from then next_control = find(text, "[%z\1-\31]", from) or math.huge end
+    if next_control < quote then fail("a control character in a string") end
     if next_backslash > quote then
       position = quote + 1
       return first, quote - 1, from ~= first
@@ -271,7 +274,8 @@ end
 
 -- Returns nil when `body` is one JSON value that fits `field`, otherwise {reason, pointer, message}.
 local function first_fault(body, field)
-  text, position, depth, limit, in_free_form, next_backslash = body, 1, 0, MAX_DEPTH, false, 0
+  text, position, depth, limit, in_free_form = body, 1, 0, MAX_DEPTH, false
+  next_backslash, next_control = 0, 0
   local sound, fault = pcall(function()
     walk_value(field)
     if peek() ~= nil then fail("text after the JSON value") end

@@ -51,6 +51,7 @@ def answers(stack: Stack) -> None:
         pytest.param('{"data": {"a": 1.}}', "INVALID_FIELD", "/data/a", id="no digit after the point"),
         pytest.param('{"data": {"a": [1, tru]}}', "INVALID_FIELD", "/data/a/1", id="broken word"),
         pytest.param('{"data": {"a": "\\x"}}', "INVALID_FIELD", "/data/a", id="broken escape"),
+        pytest.param('{"data": {"a": "x\ny"}}', "INVALID_FIELD", "/data/a", id="line break in a string"),
         pytest.param('{"data": {"a": 1,}}', "INVALID_FIELD", "/data", id="comma at the end"),
         pytest.param("{'data': {}}", "INVALID_FIELD", "", id="single quotes"),
         pytest.param('{"data": {"a": 1}', "INVALID_FIELD", "/data", id="cut off"),
