@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import re
@@ -10,7 +11,6 @@ from typing import Any
 
 import aiohttp
 
-# Not the sandbox's proxies: everything under test is on this machine.
 _addresses = itertools.count(10)
 
 
@@ -76,8 +76,9 @@ class Rest:
         """One request; *body* is sent as JSON, *raw* as it is with the content type of JSON."""
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         typed = {"content-type": "application/json"} if data is not None else {}
+        stream = None if data is None else io.BytesIO(data)  # aiohttp warns of large bodies given as bytes
         async with self._session.request(
-            method, path, data=data, params=params, headers=typed | (headers or {}), allow_redirects=False
+            method, path, data=stream, params=params, headers=typed | (headers or {}), allow_redirects=False
         ) as response:
             text = (await response.read()).decode()
             return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, text)

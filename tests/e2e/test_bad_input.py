@@ -72,7 +72,7 @@ async def test_each_violation_of_the_schema_is_named_with_its_pointer(bay: Bay) 
     answer = await bay.rest("POST", bay.entities, body)
     assert answer.problem == (400, "SCHEMA_VIOLATION")
     assert {"/name", "/depth", "/tags/1"} <= answer.pointers
-    assert any("colour" in violation["message"] for violation in answer.json["violations"])
+    assert "colour" in json.dumps(answer.json["violations"])
 
 
 async def test_an_unknown_field_of_the_body_is_named(bay: Bay) -> None:
