@@ -67,7 +67,7 @@ async def stack(names: Sequence[str] = ("user", "entity")) -> AsyncIterator[Stac
     """Run PostgreSQL, NATS and the named services in a temporary folder, until the block ends.
 
     Raises:
-        RuntimeError: a part did not come to serve within 30 s; carries the end of its log.
+        RuntimeError: a part did not come to serve within 30 s. Any failure inside carries the ends of the logs.
     """
     folder = Path(tempfile.mkdtemp(prefix="sl-bench-"))
     folder.chmod(0o711)  # PostgreSQL's user passes through
@@ -91,6 +91,10 @@ async def stack(names: Sequence[str] = ("user", "entity")) -> AsyncIterator[Stac
         await database.create_databases()
         await start(*(part for part in services.parts(layout) if part.name in names))
         yield Stack(layout, running)
+    except Exception as failure:
+        for part in started:
+            failure.add_note("\n".join([f"the log of {part.name} ends:", *_log(layout, part)]))
+        raise
     finally:
         for part in reversed(started):
             await _end(part, running[part.name])
@@ -120,8 +124,11 @@ async def _wait_until_ready(part: ProcessPart, process: Process, layout: Layout)
         if await part.ready():
             return
         await asyncio.sleep(0.05)
-    log = "\n".join(last_lines(layout.home.logs / f"{part.name}.log", 20))
-    raise RuntimeError(f"{part.name} does not serve:\n{log}")
+    raise RuntimeError(f"{part.name} does not serve")
+
+
+def _log(layout: Layout, part: ProcessPart) -> list[str]:
+    return last_lines(layout.home.logs / f"{part.name}.log", 10)
 
 
 async def _end(part: ProcessPart, process: Process) -> None:
