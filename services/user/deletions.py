@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from enum import Enum, auto
 
 import psycopg
 
@@ -26,7 +27,17 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0
 MEMBERS_PER_UNIT = 500
 AT_ONCE = 4
+# The last purge step waits seconds for others to hear of the deletion, and says "not done" at once meanwhile.
+_PURGE_PAUSE = 0.2
 _MAX_PAUSE = 10.0
+
+
+class Step(Enum):
+    """How far a deletion is."""
+
+    PURGING = auto()
+    REMOVING_MEMBERS = auto()
+    DONE = auto()
 
 
 class Deletions:
@@ -80,23 +91,25 @@ class Deletions:
             self._running.pop((namespace_id, epoch), None)
 
     async def _complete(self, namespace_id: str, epoch: str) -> None:
-        pause = 0.1
+        pause = _PURGE_PAUSE
         while True:
             try:
                 async with self._slots:
-                    done = await self._step(namespace_id, epoch)
-                if done:
-                    return
-                pause = 0.1
+                    step = await self._step(namespace_id, epoch)
             except (PurgeError, Error, psycopg.OperationalError) as failure:
                 logger.warning("deleting %s waits: %s: %s", namespace_id, type(failure).__name__, failure)
-                await asyncio.sleep(pause)
                 pause = min(pause * 2, _MAX_PAUSE)
+            else:
+                if step is Step.DONE:
+                    logger.info("namespace %s was removed", namespace_id)
+                    return
+                pause = _PURGE_PAUSE if step is Step.PURGING else 0.0
+            await asyncio.sleep(pause)
 
-    async def _step(self, namespace_id: str, epoch: str) -> bool:
-        """Do a bounded part of the work; whether it was the last."""
+    async def _step(self, namespace_id: str, epoch: str) -> Step:
+        """Do a bounded part of the work."""
         if not await self._purge(namespace_id, epoch):
-            return False
+            return Step.PURGING
         (rows,) = await self._database.read(SYSTEM, sql.list_members(namespace_id, "", MEMBERS_PER_UNIT))
         if rows:
             await self._system.commit(
@@ -109,7 +122,7 @@ class Deletions:
                     user_ids=[sql.member_of(row).user_id for row in rows],
                 )
             )
-            return False
+            return Step.REMOVING_MEMBERS
         await self._system.commit(
             FinishDeletion(
                 actor=SERVICE_ACTOR,
@@ -119,5 +132,4 @@ class Deletions:
                 epoch=epoch,
             )
         )
-        logger.info("namespace %s was removed", namespace_id)
-        return True
+        return Step.DONE

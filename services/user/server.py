@@ -60,7 +60,7 @@ class UserService:
         self.committer = Committer(self.database, SystemLedger(), self.bus.publish_commit)
         self.mailer = Mailer(settings.smtp_url, settings.mail_from)
         self.entity_channel = channel(settings.entity_address)
-        system = SystemLog(self.committer, Life(SYSTEM, system_epoch))
+        self.system = system = SystemLog(self.committer, Life(SYSTEM, system_epoch))
         addresses = AddressIndex(keys.blind_index)
         passwords = Passwords(keys.pepper)
         signer = TokenSigner(settings.secrets_dir / "signing", settings.token_issuer)

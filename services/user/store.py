@@ -60,14 +60,17 @@ async def count_attempt(tx: AsyncConnection, purpose: str, key: bytes) -> float:
     """
     counted = await tx.execute(
         text(
+            # The clock, not now(): of two transactions the one that waited for the row may have begun first.
             """INSERT INTO throttles AS held (purpose, key, attempts, last_time, blocked_until)
-            VALUES (:purpose, :key, 1, now(), now())
+            VALUES (:purpose, :key, 1, clock_timestamp(), '-infinity')
             ON CONFLICT (purpose, key) DO UPDATE SET
                 attempts = CASE WHEN held.last_time < now() - interval '1 day' THEN 1 ELSE held.attempts + 1 END,
-                last_time = now(),
-                blocked_until = CASE WHEN held.attempts < 4 OR held.last_time < now() - interval '1 day' THEN now()
-                    ELSE now() + make_interval(secs => least(900, power(2, least(held.attempts, 20) - 3))) END
-            WHERE held.blocked_until <= now()
+                last_time = clock_timestamp(),
+                blocked_until = CASE
+                    WHEN held.attempts < 4 OR held.last_time < now() - interval '1 day' THEN '-infinity'
+                    ELSE clock_timestamp() + make_interval(secs => least(900, power(2, least(held.attempts, 20) - 3)))
+                END
+            WHERE held.blocked_until <= clock_timestamp()
             RETURNING attempts"""
         ),
         {"purpose": purpose, "key": key},
@@ -75,7 +78,7 @@ async def count_attempt(tx: AsyncConnection, purpose: str, key: bytes) -> float:
     if counted.one_or_none() is not None:
         return 0.0
     blocked_until = throttles.c.blocked_until
-    seconds = func.extract("epoch", blocked_until - func.now())
+    seconds = func.extract("epoch", blocked_until - func.clock_timestamp())
     blocked = await tx.scalar(select(seconds).where(throttles.c.purpose == purpose, throttles.c.key == key))
     return max(1.0, float(blocked or 0))
 

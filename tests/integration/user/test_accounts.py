@@ -240,3 +240,9 @@ async def test_what_happened_is_in_the_audit_trail_by_id_alone(user: Running) ->
     await refusal(user.auth.Login(login(person.email, "not the password")))
     rows = await user.rows("SELECT action FROM audit WHERE actor = %s ORDER BY id", person.user_id)
     assert [action for (action,) in rows] == ["registered", "user_verified", "login", "login_failed"]
+
+
+async def test_somebody_may_sign_in_from_several_places_at_once(user: Running) -> None:
+    person = await user.person()
+    for _ in range(5):
+        await asyncio.gather(*(user.auth.Login(login(person.email)) for _ in range(4)))
