@@ -1,7 +1,7 @@
 """The SQL of entities and index entries, set-based, with arrays packed by hand.
 
-Every statement begins at the namespace and follows a primary key; the service's connections forbid sequential scans,
-hash and merge joins (``CONNECTION_OPTIONS``), so that no plan depends on statistics.
+Every statement begins at the namespace and follows a primary key. Joins with an array of keys are fenced (LATERAL,
+LIMIT): joined freely, a planner without statistics compares every key with every row of the namespace.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def select_entities(namespace: str, keys: Sequence[EntityKey]) -> Statement:
     return Statement(
         """SELECT e.type, e.id, e.uid, e.revision, e.create_time, e.delete_time, e.created_by, e.data::text, e.message
         FROM unnest(%s::text[], %s::text[]) AS k (type, id)
-        JOIN entities e ON e.namespace = %s AND e.type = k.type AND e.id = k.id""",
+        CROSS JOIN LATERAL (SELECT * FROM entities WHERE namespace = %s AND type = k.type AND id = k.id LIMIT 1) e""",
         (packed_text(types), packed_text(ids), namespace),
     )
 
@@ -99,10 +99,11 @@ def write_entities(namespace: str, rows: Sequence[EntityRow]) -> list[Statement]
     if removed:
         statements.append(
             Statement(
-                """DELETE FROM index_entries e
-                USING unnest(%s::int8[], %s::bool[], %s::bytea[], %s::text[]) AS k (index_id, deleted, key, id)
-                WHERE e.namespace = %s AND e.index_id = k.index_id AND e.deleted = k.deleted AND e.key = k.key
-                    AND e.id = k.id""",
+                """DELETE FROM index_entries WHERE ctid = ANY(ARRAY(
+                    SELECT e.ctid
+                    FROM unnest(%s::int8[], %s::bool[], %s::bytea[], %s::text[]) AS k (index_id, deleted, key, id)
+                    CROSS JOIN LATERAL (SELECT ctid FROM index_entries WHERE namespace = %s AND index_id = k.index_id
+                        AND deleted = k.deleted AND key = k.key AND id = k.id LIMIT 1) e))""",
                 (*_entry_columns(removed), namespace),
             )
         )
@@ -131,7 +132,7 @@ def select_messages(namespace: str, keys: Sequence[EntityKey]) -> Statement:
     types, ids = zip(*keys, strict=True)
     return Statement(
         """SELECT e.type, e.id, e.message FROM unnest(%s::text[], %s::text[]) AS k (type, id)
-        JOIN entities e ON e.namespace = %s AND e.type = k.type AND e.id = k.id""",
+        CROSS JOIN LATERAL (SELECT * FROM entities WHERE namespace = %s AND type = k.type AND id = k.id LIMIT 1) e""",
         (packed_text(types), packed_text(ids), namespace),
     )
 
@@ -143,7 +144,8 @@ def select_batch(namespace: str, type_id: str, ids: Sequence[str], max_bytes: in
         FROM (SELECT e.id, e.message, k.n, sum(octet_length(e.message)) OVER (ORDER BY k.n) AS bytes,
                 row_number() OVER (ORDER BY k.n) AS position
             FROM unnest(%s::text[]) WITH ORDINALITY AS k (id, n)
-            JOIN entities e ON e.namespace = %s AND e.type = %s AND e.id = k.id AND e.delete_time IS NULL) sized
+            CROSS JOIN LATERAL (SELECT * FROM entities WHERE namespace = %s AND type = %s AND id = k.id
+                AND delete_time IS NULL LIMIT 1) e) sized
         ORDER BY n""",
         (max_bytes, packed_text(ids), namespace, type_id),
     )
