@@ -40,7 +40,7 @@ async def run(stack: Stack, *, quick: bool) -> None:
     copy = CopyCeiling(stack.database("entity"))
     meter = Meter(stack.pids)
     rates, ceilings = [], []
-    async with tenant(stack, indexed=True) as place, channel(f"unix:{stack.socket('entity')}") as to:
+    async with tenant(stack, indexed=True) as place, channel(f"unix:{stack.address('entity')}") as to:
         await copy.create()
         made = records(random.Random(3), itertools.count())
         revision = await _revision(place)

@@ -66,7 +66,7 @@ async def run(stack: Stack, *, quick: bool) -> None:
         transports = {
             "ndjson": (stack.feeds, sinks.http_hello(f"/v1/{place.parent}:watch?now=true", place.token)),
             "grpc": (
-                stack.socket("stream"),
+                stack.address("stream"),
                 sinks.grpc_hello("/strandline.stream.v1.StreamService/Watch", watch, place.token),
             ),
         }

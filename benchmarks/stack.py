@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import tempfile
 import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from strandline_cli import nats, ports, services
+from strandline_cli import nats, services
 from strandline_cli.credentials import SERVICES, ensure_secrets, ensure_signing_keys
 from strandline_cli.envoys import TRUST_DOMAIN
-from strandline_cli.home import Home
+from strandline_cli.home import Home, Ports
 from strandline_cli.parts import Layout, ProcessPart
 from strandline_cli.postgres import Postgres
 from strandline_cli.process import last_lines, spawn
@@ -44,7 +45,7 @@ class Stack:
     def pids(self) -> dict[str, int]:
         return {name: process.pid for name, process in self.processes.items()}
 
-    def socket(self, service: str) -> Path:
+    def address(self, service: str) -> Path:
         """The gRPC port of *service*."""
         return services.app_socket(self.layout, service)
 
@@ -106,8 +107,7 @@ def _prepare(folder: Path) -> Layout:
     home.prepare()
     run.mkdir()
     run.chmod(0o711)
-    chosen, _ = ports.choose(0)
-    layout = Layout(home, run, chosen)
+    layout = Layout(home, run, _free_ports())
     ensure_secrets(home.secrets)
     ensure_signing_keys(home.secrets)
     ensure_certificates(home.certificates, (*SERVICES, "nats"), TRUST_DOMAIN)
@@ -116,6 +116,13 @@ def _prepare(folder: Path) -> Layout:
         for target in targets:
             services.outbound_socket(layout, service, target).symlink_to(services.app_socket(layout, target))
     return layout
+
+
+def _free_ports() -> Ports:
+    # Any: the well-known ones are what a platform that starts at the same moment would take.
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in fields(Ports)]
+        return Ports(*(probe.getsockname()[1] for probe in probes))
 
 
 async def _wait_until_ready(part: ProcessPart, process: Process, layout: Layout) -> None:

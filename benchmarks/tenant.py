@@ -68,7 +68,7 @@ class Tenant:
 async def tenant(stack: Stack, *, indexed: bool) -> AsyncIterator[Tenant]:
     """A new namespace with the type ``airport``, with three indexes or none."""
     namespace = f"bench-{secrets.token_hex(4)}"
-    async with channel(f"unix:{stack.socket('user')}") as user, channel(f"unix:{stack.socket('entity')}") as entity:
+    async with channel(f"unix:{stack.address('user')}") as user, channel(f"unix:{stack.address('entity')}") as entity:
         login = auth_service_pb2.LoginRequest(email=ADMIN_EMAIL, password=stack.secret("admin/password"))
         token = (await auth_service_pb2_grpc.AuthServiceStub(user).Login(login)).access_token
         made = Tenant(namespace, token, entity_service_pb2_grpc.EntityServiceStub(entity))

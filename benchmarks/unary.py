@@ -50,7 +50,7 @@ async def compare(
         for turn in range(rounds + 1):
             for side, meter, socket in (
                 ("echo", theirs, stack.layout.run / "echo.sock"),
-                ("ours", ours, stack.socket("entity")),
+                ("ours", ours, stack.address("entity")),
             ):
                 count = requests if turn else requests // 4
                 with meter.running():
