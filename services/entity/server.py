@@ -58,58 +58,57 @@ class EntitySettings(Settings):
 
 
 class EntityService:
-    """Everything that one process consists of, put together; must be made inside the event loop."""
+    """What one process consists of, behind *gate*; must be made inside the event loop."""
 
-    def __init__(self, settings: EntitySettings) -> None:
+    def __init__(self, settings: EntitySettings, gate: Gate, bus: Bus) -> None:
         token_key = read_key(settings.secrets_dir, "page_token.key")
-        self.bus = Bus(settings.nats_url, settings.nats_credentials, settings.tls_dir, "entity")
         self.database = Database(make_conninfo(settings.database_url, options=CONNECTION_OPTIONS))
-        self.user_channel = channel(settings.user_address)
-        self.access = AccessCopy(self.user_channel, self.bus)
         types = Catalog(self.database)
-        self.committer = Committer(self.database, EntityLedger(types), self.bus.publish_commit)
+        self.committer = Committer(self.database, EntityLedger(types), bus.publish_commit)
         self.builder = IndexBuilder(self.database)
-        entities = api.EntityHandlers(
-            Writer(self.database, types, self.committer),
-            Reader(self.database),
-            Lister(self.database, types, token_key),
-            Purger(self.database),
-        )
-        gate = Gate(TokenVerifier(settings.token_issuer, RemoteKeys(self.user_channel).get), self.access)
+        handlers: dict[str, object] = {
+            api.SERVICE: api.EntityHandlers(
+                Writer(self.database, types, self.committer),
+                Reader(self.database),
+                Lister(self.database, types, token_key),
+                Purger(self.database),
+            ),
+            type_api.SERVICE: type_api.TypeHandlers(self.database, self.committer, self.builder, token_key),
+            log_service.NAME: log_service.LogHandlers(self.database, SnapshotReader(self.database)),
+        }
         self.server = Server(settings)
-        self.server.add(api.SERVICE, entities, gate.admit)
-        self.server.add(
-            type_api.SERVICE, type_api.TypeHandlers(self.database, self.committer, self.builder, token_key), gate.admit
-        )
-        log = log_service.LogHandlers(self.database, SnapshotReader(self.database))
-        self.server.add(log_service.NAME, log, gate.admit)
+        for name, service_handlers in handlers.items():
+            self.server.add(name, service_handlers, gate.admit)
 
     async def run(self) -> None:
-        """Serve until told to stop, then leave nothing half done."""
-        self.bus.start()
-        await self.access.start()
+        """Serve until told to stop; then answer what was submitted."""
         self.builder.start()
         forgetting = asyncio.create_task(upkeep.forget(self.database))
         try:
             await self.server.run()
         finally:
             forgetting.cancel()
-            await self.close()
-
-    async def close(self) -> None:
-        """Answer what was submitted, send what waits, and disconnect."""
-        await self.builder.stop()
-        await self.committer.drain()
-        await self.access.stop()
-        await self.bus.close()
-        await self.user_channel.close()
-        await self.database.close()
+            await self.builder.stop()
+            await self.committer.drain()
+            await self.database.close()
 
 
 async def serve(settings: EntitySettings) -> None:
     """Bring the schema up to date if that is this process's task, and serve."""
     await _wait_for_database(settings)
-    await EntityService(settings).run()
+    bus = Bus(settings.nats_url, settings.nats_credentials, settings.tls_dir, "entity")
+    user_service = channel(settings.user_address)
+    access = AccessCopy(user_service, bus)
+    gate = Gate(TokenVerifier(settings.token_issuer, RemoteKeys(user_service).get), access)
+    service = EntityService(settings, gate, bus)
+    bus.start()
+    try:
+        await access.start()
+        await service.run()
+    finally:
+        await access.stop()
+        await bus.close()
+        await user_service.close()
 
 
 async def _wait_for_database(settings: EntitySettings) -> None:
@@ -136,13 +135,20 @@ async def _wait_for_database(settings: EntitySettings) -> None:
 
 
 def main() -> None:
-    """Entry point of ``strandline-entity``."""
+    """The console script."""
+    telemetry.configure_logging("entity", os.environ.get("STRANDLINE_LOG_LEVEL", "INFO"))
+    run_main(_migrate if sys.argv[1:] == ["migrate"] else _serve)
+
+
+async def _serve() -> None:
+    await serve(EntitySettings.from_env(os.environ))
+
+
+async def _migrate() -> None:
     settings = EntitySettings.from_env(os.environ)
-    telemetry.configure_logging("entity", settings.log_level)
-    if sys.argv[1:] == ["migrate"]:
-        run_main(lambda: migrate(settings.migrate_url, MIGRATIONS))
-    else:
-        run_main(lambda: serve(settings))
+    if not settings.migrate_url:
+        raise KeyError("STRANDLINE_MIGRATE_URL")
+    await migrate(settings.migrate_url, MIGRATIONS)
 
 
 if __name__ == "__main__":

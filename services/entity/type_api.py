@@ -25,7 +25,7 @@ from services.runtime import wire
 from services.runtime.call import Call
 from services.runtime.changelog import select_head
 from services.runtime.committer import Committer
-from services.runtime.database import Database
+from services.runtime.database import Database, pipeline
 from services.runtime.errors import invalid_field
 from services.runtime.page_tokens import binding_of, open_token, seal
 from services.runtime.wire import JsonObject
@@ -126,8 +126,10 @@ class TypeHandlers:
 
     async def _commit(self, change: TypeChange, call: Call) -> bytes:
         namespace = namespace_of_call(call)
-        (ids,) = await self._database.read(namespace.id, type_store.allocate_index_ids(MAX_INDEXES))
-        change.index_ids = [index_id for (index_id,) in ids]
+        if change.operation != TypeOperation.DELETE:
+            async with self._database.connection() as connection:
+                (ids,) = await pipeline(connection, type_store.allocate_index_ids(MAX_INDEXES))
+            change.index_ids = [index_id for (index_id,) in ids]
         receipt = await self._committer.commit(namespace, change)
         self._builder.wake()
         return answer_with(call, receipt.answer, receipt.revision, namespace.epoch)

@@ -1,0 +1,227 @@
+"""Transact and batchWrite: many mutations in one call."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from strandline.entity.v1 import entity_pb2
+from strandline.stream.v1 import feed_pb2
+
+from tests.integration.entity.conftest import Replica, Shore, error_info, info_in, reason, refusal
+
+Change = feed_pb2.Change
+
+
+async def test_a_transaction_is_one_revision_and_one_unit(shore: Shore) -> None:
+    await shore.declare()
+    await shore.create("b1", {"n": 1})
+    await shore.create("b2", {"n": 1})
+    await shore.create("b3", {"n": 1})
+    await shore.delete("b3")
+    answer = await shore.transact(
+        shore.creating("b4", {"n": 4}),
+        shore.updating("b1", {"m": 2}),
+        shore.deleting("b2"),
+        shore.undeleting("b3"),
+        shore.deleting("b9", allow_missing=True),
+        shore.updating("b1x", {"m": 2}, allow_missing=True),
+    )
+    assert (answer.revision, answer.epoch) == (6, shore.namespace.epoch)
+    assert [result.name for result in answer.results] == [
+        shore.name(entity_id) for entity_id in ("b4", "b1", "b2", "b3", "b9", "b1x")
+    ]
+    assert [result.etag for result in answer.results] == ['"6"', '"6"', '"6"', '"6"', "", '"6"']
+    (unit,) = await shore.units(5)
+    assert [change.kind for change in unit.changes] == [
+        Change.CREATED,
+        Change.UPDATED,
+        Change.DELETED,
+        Change.UNDELETED,
+        Change.CREATED,
+    ]
+    assert unit.changes[1].previous.data["n"] == 1
+    assert json_format.MessageToDict(unit.changes[1].entity.data) == {"n": 1, "m": 2}
+    assert {change.entity.revision for change in unit.changes} == {6}
+    assert unit.actor == shore.user_id
+
+
+async def test_a_transaction_is_all_or_nothing_and_names_the_mutation(shore: Shore) -> None:
+    await shore.declare()
+    await shore.create("b2", {})
+    failure = await refusal(shore.transact(shore.creating("b1", {}), shore.creating("b2", {})))
+    assert error_info(failure).reason == "ALREADY_EXISTS"
+    assert error_info(failure).metadata["mutation"] == "1"
+    assert await reason(shore.get("b1")) == "NOT_FOUND"
+    assert await shore.head() == 2
+
+
+async def test_a_transaction_that_changes_nothing_takes_no_revision(shore: Shore) -> None:
+    await shore.declare()
+    await shore.create("b1", {"n": 1})
+    answer = await shore.transact(shore.updating("b1", {"n": 1}))
+    assert (answer.revision, answer.results[0].etag) == (2, '"2"')
+    assert await shore.head() == 2
+
+
+async def test_an_entity_cannot_be_named_twice_in_a_transaction(shore: Shore) -> None:
+    await shore.declare()
+    assert await reason(shore.transact(shore.creating("b1", {}), shore.deleting("b1"))) == "INVALID_FIELD"
+
+
+@pytest.mark.parametrize("call", ["transact", "batch"])
+async def test_more_than_500_mutations_are_refused(shore: Shore, call: str) -> None:
+    await shore.declare()
+    mutations = [shore.creating(f"b{n}", {}) for n in range(501)]
+    assert await reason(getattr(shore, call)(*mutations)) == "INVALID_FIELD"
+    assert len((await getattr(shore, call)(*mutations[:500])).results) == 500
+
+
+async def test_names_of_another_namespace_are_refused(shore: Shore, replica: Replica) -> None:
+    await shore.declare()
+    other = replica.shore()
+    await other.declare()
+    assert await reason(shore.transact(other.creating("b1", {}))) == "INVALID_FIELD"
+    (result,) = (await shore.batch(other.creating("b1", {}))).results
+    assert info_in(result.status).reason == "INVALID_FIELD"
+    assert await reason(other.get("b1")) == "NOT_FOUND"
+
+
+async def test_a_transaction_sent_twice_is_one_revision_and_one_answer(shore: Shore) -> None:
+    await shore.declare()
+    mutations = [shore.creating("b1", {"n": 1}), shore.deleting("b9", allow_missing=True)]
+    first = await shore.transact(*mutations, request_id="t")
+    await shore.update("b1", {"n": 2})
+    assert await shore.transact(*mutations, request_id="t") == first
+    assert await reason(shore.transact(*reversed(mutations), request_id="t")) == "REQUEST_ID_REUSED"
+
+
+async def test_a_unit_that_would_be_too_large_for_the_feed_is_refused(shore: Shore) -> None:
+    await shore.declare()
+    text = "x" * 250_000
+    fits = [shore.creating(f"b{n}", {"t": text}) for n in range(12)]
+    await shore.transact(*fits)
+    failure = await refusal(shore.transact(*(shore.updating(f"b{n}", {"t": text + "y"}) for n in range(7))))
+    assert error_info(failure).reason == "UNIT_TOO_LARGE"
+    assert error_info(failure).metadata["limit"] == str(3 * 2**20)
+
+
+async def test_each_write_of_a_batch_has_its_own_outcome(shore: Shore) -> None:
+    await shore.declare(schema={"type": "object", "properties": {"n": {"type": "integer"}}})
+    await shore.create("b2", {"n": 2})
+    answer = await shore.batch(
+        shore.creating("b1", {"n": 1}),
+        shore.creating("b2", {"n": 1}),
+        shore.creating("b3", {"n": "x"}),
+        shore.updating("b2", {"n": 3}),
+        entity_pb2.Mutation(create=entity_pb2.CreateMutation(name="nonsense", data_json=b"{}")),
+        entity_pb2.Mutation(create=entity_pb2.CreateMutation(name=shore.name("b4"), data_json=b"{")),
+        shore.creating("b5", {"n": 5}, type_id="whale"),
+        shore.updating("b6", {"n": 6}, allow_missing=True),
+    )
+    reasons = [info_in(result.status).reason if result.status.code else "" for result in answer.results]
+    assert reasons == [
+        "",
+        "ALREADY_EXISTS",
+        "SCHEMA_VIOLATION",
+        "",
+        "INVALID_FIELD",
+        "INVALID_FIELD",
+        "NOT_FOUND",
+        "",
+    ]
+    revisions = [result.revision for result in answer.results]
+    assert [bool(revision) for revision in revisions] == [not reason for reason in reasons]
+    assert sorted(filter(None, revisions)) == [3, 4, 5]
+    assert answer.revision == 5
+    assert answer.results[5].name == shore.name("b4")
+    assert [unit.revision for unit in await shore.units()] == [1, 2, 3, 4, 5]
+
+
+async def test_a_batch_of_failures_still_says_where_the_namespace_is(shore: Shore) -> None:
+    await shore.declare()
+    answer = await shore.batch(shore.deleting("b1"))
+    assert (answer.results[0].status.code, answer.revision) == (5, 1)
+
+
+async def test_writes_to_one_name_apply_in_the_given_order(shore: Shore) -> None:
+    await shore.declare(indexes=[{"fields": ["data.n"], "unique": True}])
+    answer = await shore.batch(
+        shore.creating("b1", {"n": 0}),
+        shore.creating("b2", {"m": 0}),
+        *(shore.updating("b1", {"n": n}) for n in range(1, 20)),
+        shore.deleting("b1"),
+        shore.creating("b1", {"n": 99}),
+    )
+    revisions = [result.revision for result in answer.results]
+    assert all(revisions)
+    assert [revisions[0], *revisions[2:]] == sorted([revisions[0], *revisions[2:]])
+    assert (await shore.get("b1")).data["n"] == 99
+
+
+async def test_a_batch_sent_twice_writes_each_row_once(shore: Shore) -> None:
+    await shore.declare()
+    writes = [shore.creating(f"b{n}", {"n": n}) for n in range(10)]
+    first = await shore.batch(*writes[:5], request_id="r")
+    again = await shore.batch(*writes, request_id="r")
+    assert list(again.results)[:5] == list(first.results)
+    assert again.revision == 11
+    assert await shore.head() == 11
+    changed = await shore.batch(shore.creating("b0", {"n": 7}), request_id="r")
+    assert info_in(changed.results[0].status).reason == "REQUEST_ID_REUSED"
+
+
+async def test_a_batch_row_cannot_be_taken_for_another_request(shore: Shore) -> None:
+    await shore.declare()
+    await shore.batch(shore.creating("b0", {}), request_id="r")
+    assert await reason(shore.create("b1", {}, request_id="r.0")) == "INVALID_FIELD"
+
+
+async def test_struct_and_json_of_the_same_values_are_the_same_request(shore: Shore) -> None:
+    await shore.declare()
+    first = await shore.transact(shore.creating("b1", {"a": 5, "b": {"c": [1, None]}}), request_id="t")
+    create = entity_pb2.CreateMutation(name=shore.name("b1"))
+    create.data.update({"b": {"c": [1.0, None]}, "a": 5.0})
+    assert await shore.transact(entity_pb2.Mutation(create=create), request_id="t") == first
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"data_json": b'{"a": 1, "a": 2}'},
+        {"data_json": b'{"a": NaN}'},
+        {"data_json": b'{"a": 9007199254740993}'},
+        {"data_json": b'{"a": 1e400}'},
+        {"data_json": b'{"a": "\\u0000"}'},
+        {"data_json": b'{"a": "\\ud800"}'},
+        {"data_json": b'{"a": "\xff"}'},
+        {"data_json": b"[1]"},
+        {"data_json": b"[" * 10_000},
+        {"data_json": b'{"a":' * 40 + b"1" + b"}" * 40},
+    ],
+)
+async def test_content_that_is_no_json_object_of_ours_is_refused(shore: Shore, content: dict[str, Any]) -> None:
+    await shore.declare()
+    mutation = entity_pb2.Mutation(create=entity_pb2.CreateMutation(name=shore.name("b1"), **content))
+    assert await reason(shore.transact(mutation)) == "INVALID_FIELD"
+
+
+async def test_concurrent_batches_and_transactions_leave_a_dense_log(shore: Shore, other_replica: Replica) -> None:
+    await shore.declare()
+    elsewhere = shore.through(other_replica)
+    calls = []
+    for n in range(10):
+        side = shore if n % 2 else elsewhere
+        calls.append(side.batch(*(side.updating(f"b{k}", {"n": n}, allow_missing=True) for k in range(20))))
+        calls.append(side.transact(*(side.updating(f"c{k}", {"n": n}, allow_missing=True) for k in range(20))))
+    await asyncio.gather(*calls)
+    units = await shore.units()
+    assert [unit.revision for unit in units] == list(range(1, len(units) + 1))
+    state = {
+        change.entity.name: change.entity for unit in units for change in unit.changes if change.HasField("entity")
+    }
+    for name, entity in state.items():
+        assert await shore.get(name.rsplit("/", 1)[1]) == entity

@@ -1,0 +1,372 @@
+"""Lists against a computation in plain Python, and the bounds of a page."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from strandline.entity.v1 import entity_service_pb2 as pb
+
+from services.entity.list_queries import Position, Walk, page_statement
+from services.entity.planner import Plan
+from services.runtime.database import Statement
+from services.runtime.filters import parse_filter
+from tests.integration.entity.conftest import Replica, Shore, error_info, reason, refusal
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "country": {"type": ["string", "null"]},
+        "depth": {"type": "number"},
+        "live": {"type": "boolean"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "at": {"type": "object", "properties": {"lat": {"type": "number"}}},
+    },
+}
+INDEXES = [
+    {"fields": ["data.country"]},
+    {"fields": ["data.depth desc"]},
+    {"fields": ["data.country", "data.depth desc"]},
+    {"fields": ["data.tags"]},
+    {"fields": ["data.at.lat"]},
+]
+Data = dict[str, Any]
+
+
+def random_data(rng: random.Random) -> Data:
+    data: Data = {}
+    if rng.random() < 0.9:
+        data["country"] = rng.choice(["CH", "AT", "DE", "Ä", None])
+    if rng.random() < 0.9:
+        data["depth"] = rng.choice([-1, 0, 0.5, 2, 3, 1e6])
+    if rng.random() < 0.5:
+        data["live"] = rng.random() < 0.5
+    if rng.random() < 0.8:
+        data["tags"] = rng.sample(["a", "b", "c"], rng.randrange(3))
+    if rng.random() < 0.5:
+        data["at"] = {"lat": rng.choice([-5, 5.5])}
+    return data
+
+
+@pytest.fixture(scope="module")
+async def harbour(replica: Replica) -> tuple[Shore, dict[str, Data], set[str]]:
+    """300 entities with random data, and which of them are deleted."""
+    rng = random.Random(7)
+    shore = replica.shore()
+    await shore.declare(schema=SCHEMA, indexes=INDEXES)
+    stored = {f"b{rng.randrange(10**6):06}": random_data(rng) for _ in range(300)}
+    await shore.batch(*(shore.creating(entity_id, data) for entity_id, data in stored.items()))
+    for entity_id in list(stored)[::3]:
+        stored[entity_id] = random_data(rng)
+        await shore.update(entity_id, stored[entity_id], update_mask=["*"])
+    deleted = set(list(stored)[::5])
+    await shore.batch(*(shore.deleting(entity_id) for entity_id in deleted))
+    return shore, stored, deleted
+
+
+def number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+FILTERS: list[tuple[str, Callable[[Data], bool]]] = [
+    ("", lambda d: True),
+    ('data.country = "CH"', lambda d: d.get("country") == "CH"),
+    ('data.country > "AT" AND data.depth >= 0', lambda d: (d.get("country") or "") > "AT" and d.get("depth", -9) >= 0),
+    ('data.country = "CH" data.depth > 0', lambda d: d.get("country") == "CH" and d.get("depth", -9) > 0),
+    ("data.depth < 3", lambda d: number(d.get("depth")) and d["depth"] < 3),
+    ("data.depth = 0.5", lambda d: d.get("depth") == 0.5),
+    ("data.at.lat > 0", lambda d: d.get("at", {}).get("lat", -1) > 0),
+    ('data.tags:"a"', lambda d: "a" in d.get("tags", [])),
+    ('data.tags:"a" AND data.depth > 0', lambda d: "a" in d.get("tags", []) and d.get("depth", -9) > 0),
+    ('data.country = "CH" OR data.country = "AT"', lambda d: d.get("country") in ("CH", "AT")),
+    ('NOT data.country = "CH"', lambda d: d.get("country") != "CH"),
+    ('data.country != "CH"', lambda d: d.get("country") not in (None, "CH")),
+    ("data.country = null", lambda d: False),
+    ("data.depth > 5 AND data.depth < 4", lambda d: False),
+]
+_RANK = {type(None): 1, bool: 2, int: 3, float: 3, str: 4}
+
+
+def rank(data: Data, key: str) -> tuple[Any, ...]:
+    """The place of a field in an order."""
+    if key not in data:
+        return (0,)
+    value = data[key]
+    kind = _RANK[type(value)]
+    return (kind,) if value is None else (kind, value.encode() if isinstance(value, str) else value)
+
+
+@pytest.mark.parametrize(("text", "matches"), FILTERS, ids=[text for text, _ in FILTERS])
+@pytest.mark.parametrize("show_deleted", [False, True])
+async def test_a_filter_finds_what_it_says(
+    harbour: tuple[Shore, dict[str, Data], set[str]], text: str, matches: Callable[[Data], bool], show_deleted: bool
+) -> None:
+    shore, stored, deleted = harbour
+    found = await shore.list_ids(filter=text, page_size=7, show_deleted=show_deleted)
+    expected = {key for key, data in stored.items() if matches(data) and (show_deleted or key not in deleted)}
+    assert len(found) == len(set(found))
+    assert set(found) == expected
+
+
+@pytest.mark.parametrize("show_deleted", [False, True])
+@pytest.mark.parametrize(
+    ("order_by", "text", "key", "reverse"),
+    [
+        ("data.country", "", "country", False),
+        ("data.country desc", "", "country", True),
+        ("data.depth desc", "", "depth", True),
+        ("data.depth", "", "depth", False),
+        ("data.depth", 'data.country = "CH"', "depth", False),
+        ("data.depth desc", 'data.country = "CH"', "depth", True),
+        ("data.depth", "data.depth > 0", "depth", False),
+    ],
+)
+async def test_an_order_is_kept_over_pages(
+    harbour: tuple[Shore, dict[str, Data], set[str]],
+    order_by: str,
+    text: str,
+    key: str,
+    reverse: bool,
+    show_deleted: bool,
+) -> None:
+    shore, stored, deleted = harbour
+    matches = dict(FILTERS).get(text) or (lambda d: d.get("depth", -9) > 0)
+    found = await shore.list_ids(filter=text, order_by=order_by, page_size=9, show_deleted=show_deleted)
+    alive = {k: d for k, d in stored.items() if matches(d) and (show_deleted or k not in deleted)}
+    assert set(found) == set(alive)
+    ranks = [rank(alive[entity_id], key) for entity_id in found]
+    assert ranks == sorted(ranks, reverse=reverse)
+
+
+async def test_without_an_order_a_list_is_by_id(harbour: tuple[Shore, dict[str, Data], set[str]]) -> None:
+    shore, stored, deleted = harbour
+    assert await shore.list_ids() == sorted(set(stored) - deleted)
+    assert await shore.list_ids(show_deleted=True) == sorted(stored)
+
+
+async def test_page_sizes_are_coerced(harbour: tuple[Shore, dict[str, Data], set[str]]) -> None:
+    shore, stored, deleted = harbour
+    assert len((await shore.list()).entities) == 50
+    assert len((await shore.list(page_size=5000)).entities) == len(stored) - len(deleted)
+    assert await reason(shore.list(page_size=-1)) == "INVALID_FIELD"
+
+
+async def test_the_last_page_has_no_token_even_when_it_is_full(
+    harbour: tuple[Shore, dict[str, Data], set[str]],
+) -> None:
+    shore, stored, deleted = harbour
+    assert not (await shore.list(page_size=len(stored) - len(deleted))).next_page_token
+
+
+@pytest.mark.parametrize("change", ["filter", "order_by", "show_deleted", "type", "tampered", "foreign"])
+async def test_a_page_token_works_only_in_its_own_list(
+    harbour: tuple[Shore, dict[str, Data], set[str]], replica: Replica, change: str
+) -> None:
+    shore, _, _ = harbour
+    token = (await shore.list(page_size=3)).next_page_token
+    assert (await shore.list(page_size=99, page_token=token)).entities
+    if change == "type":
+        await shore.declare(f"other{random.randrange(10**9)}")
+        call = shore.list("other", page_token=token)
+    elif change == "tampered":
+        call = shore.list(page_token=("B" if token[5] != "B" else "C").join((token[:5], token[6:])))
+    elif change == "foreign":
+        elsewhere = replica.shore()
+        await elsewhere.declare()
+        call = elsewhere.list(page_token=token)
+    else:
+        changed: dict[str, Any] = {
+            "filter": {"filter": "NOT data.depth = 1"},
+            "order_by": {"order_by": "data.country"},
+            "show_deleted": {"show_deleted": True},
+        }[change]
+        call = shore.list(page_token=token, **changed)
+    assert await reason(call) == "PAGE_TOKEN_INVALID"
+
+
+async def test_a_page_goes_on_after_what_was_deleted_meanwhile(shore: Shore) -> None:
+    await shore.declare(indexes=[{"fields": ["data.n"]}])
+    await shore.batch(*(shore.creating(f"b{n}", {"n": n}) for n in range(9)))
+    page = await shore.list(order_by="data.n", page_size=3)
+    await shore.delete("b2")
+    await shore.update("b0", {"n": 100})
+    rest = await shore.list(order_by="data.n", page_token=page.next_page_token)
+    assert [entity.name[-1] for entity in rest.entities] == ["3", "4", "5", "6", "7", "8", "0"]
+
+
+async def test_a_dropped_index_ends_its_walks(shore: Shore) -> None:
+    await shore.declare(indexes=[{"fields": ["data.n"]}])
+    await shore.batch(*(shore.creating(f"b{n}", {"n": n}) for n in range(9)))
+    token = (await shore.list(order_by="data.n", page_size=3)).next_page_token
+    await shore.change_type(indexes=[])
+    assert await reason(shore.list(order_by="data.n", page_token=token)) == "PAGE_TOKEN_INVALID"
+    assert await reason(shore.list(order_by="data.n")) == "INDEX_REQUIRED"
+
+
+async def test_what_needs_an_index_and_has_none_is_refused_with_the_index_to_declare(shore: Shore) -> None:
+    await shore.declare(schema=SCHEMA)
+    failure = await refusal(shore.list(filter='data.country = "CH"', order_by="data.depth desc"))
+    assert error_info(failure).reason == "INDEX_REQUIRED"
+    wanted = json.loads(error_info(failure).metadata["index"])
+    await shore.change_type(indexes=[wanted])
+    await shore.list(filter='data.country = "CH"', order_by="data.depth desc")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"filter": "country = 1"},
+        {"filter": "data.country = 1"},
+        {"filter": "data.depth = 'deep'"},
+        {"filter": "data.country ="},
+        {"filter": 'data.country = "C*"'},
+        {"filter": "data.country = 'x" * 2000},
+        {"order_by": "depth"},
+        {"order_by": "data.depth up"},
+        {"read_mask": ["country"]},
+    ],
+)
+async def test_malformed_queries_are_refused(
+    harbour: tuple[Shore, dict[str, Data], set[str]], query: dict[str, Any]
+) -> None:
+    shore, _, _ = harbour
+    assert await reason(shore.list(**query)) == "INVALID_FIELD"
+
+
+async def test_a_read_mask_returns_only_what_it_names(shore: Shore) -> None:
+    await shore.declare()
+    await shore.create("b1", {"a": 1, "b": {"c": 2, "d": 3}, "e": [1]})
+    mask = ["data.b.c", "data.e", "data.nothing", "data.a.deeper"]
+    entity = await shore.get("b1", read_mask=mask)
+    assert json_format.MessageToDict(entity.data) == {"b": {"c": 2}, "e": [1]}
+    assert entity.etag == '"2"'
+    (listed,) = (await shore.list(read_mask=mask)).entities
+    assert listed == entity
+    assert (await shore.get("b1", read_mask=["*"])).data["a"] == 1
+
+
+async def test_a_page_examines_at_most_its_budget(shore: Shore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.entity.list_queries.MAX_EXAMINED", 100)
+    monkeypatch.setattr("services.entity.lists.MAX_EXAMINED", 100)
+    await shore.declare(indexes=[{"fields": ["data.n"]}])
+    await shore.batch(*(shore.creating(f"b{n:03}", {"n": n, "odd": n == 333}) for n in range(450)))
+    for query in (
+        {"filter": "NOT data.odd != true AND NOT data.odd != true"},
+        {"filter": "data.n >= 0 AND NOT data.odd != true"},
+        {"filter": "NOT data.odd != true", "order_by": "data.n desc"},
+        {"filter": "NOT data.odd != true", "order_by": "data.n desc", "show_deleted": True},
+    ):
+        pages: list[int] = []
+        found: list[str] = []
+        token = ""
+        while True:
+            page = await shore.list(page_token=token, **query)
+            pages.append(len(page.entities))
+            found += [entity.name for entity in page.entities]
+            token = page.next_page_token
+            if not token:
+                break
+        assert found == [shore.name("b333")], query
+        assert len(pages) == 5, query
+
+
+async def test_deleted_entities_in_the_way_end_a_page_too(shore: Shore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.entity.list_queries.MAX_EXAMINED", 100)
+    monkeypatch.setattr("services.entity.lists.MAX_EXAMINED", 100)
+    await shore.declare()
+    await shore.batch(*(shore.creating(f"b{n:03}", {}) for n in range(250)))
+    await shore.batch(*(shore.deleting(f"b{n:03}") for n in range(240)))
+    page = await shore.list()
+    assert (len(page.entities), bool(page.next_page_token)) == (0, True)
+    assert len(await shore.list_ids()) == 10
+
+
+async def test_a_page_ends_at_three_mebibytes(shore: Shore) -> None:
+    await shore.declare(indexes=[{"fields": ["data.n"]}])
+    text = "x" * 250_000
+    for start in (0, 10):
+        await shore.batch(*(shore.creating(f"b{n:02}", {"n": n, "t": text}) for n in range(start, start + 10)))
+    for query in ({}, {"order_by": "data.n"}, {"order_by": "data.n desc"}):
+        page = await shore.list(page_size=1000, **query)
+        assert len(page.entities) == 12
+        assert page.ByteSize() < 3 * 2**20 + 10_000
+        assert len(await shore.list_ids(page_size=1000, **query)) == 20
+
+
+async def test_a_page_is_a_walk_of_one_range_that_stops_when_it_is_full(shore: Shore, replica: Replica) -> None:
+    """Seen in the plan: nothing is sorted, and no more rows are read than the page needs."""
+    await shore.declare(indexes=[{"fields": ["data.n"]}])
+    for start in range(0, 3000, 500):
+        await shore.batch(*(shore.creating(f"b{n:04}", {"n": n}) for n in range(start, start + 500)))
+    index_id = (
+        await replica.deployment.rows("SELECT indexes->0->>'id' FROM types WHERE namespace = %s", shore.namespace.id)
+    )[0][0]
+    residual = parse_filter("data.n != 7")
+    plans = [
+        (Plan(residual=residual), Position(None, b"", "b0100")),
+        (Plan(index_id=int(index_id), lower=b"\x40", upper=b"\x50", residual=residual), None),
+        (Plan(index_id=int(index_id), reverse=True), Position(int(index_id), b"\x50", "b1000")),
+    ]
+    for plan, after in plans:
+        for show_deleted in (False, True):
+            walk = Walk(shore.namespace.id, "buoy", plan, after, show_deleted, 51, 2**20)
+            statement = page_statement(walk)
+            (rows,) = await replica.service.database.read(
+                shore.namespace.id, Statement("EXPLAIN (ANALYZE, TIMING OFF) " + statement.sql, statement.params)
+            )
+            text = "\n".join(line for (line,) in rows)
+            assert "Seq Scan" not in text, text
+            assert "Sort" not in text.replace("Sort Key", ""), text
+            assert "rows=3000" not in text.replace(".00", ""), text
+
+
+async def test_batch_get_keeps_the_order_and_names_what_is_missing(shore: Shore) -> None:
+    await shore.declare()
+    await shore.batch(*(shore.creating(f"b{n}", {"n": n}) for n in range(5)))
+    await shore.delete("b2")
+    request = pb.BatchGetEntitiesRequest(parent=f"{shore.parent}/types/buoy", ids=["b4", "b9", "b0", "b2", "b4"])
+    answer = await shore.replica.entities.BatchGetEntities(request, metadata=shore.metadata())
+    assert [entity.name[-1] for entity in answer.entities] == ["4", "0"]
+    assert list(answer.missing_ids) == ["b9", "b2"]
+    assert (answer.revision, answer.epoch) == (7, shore.namespace.epoch)
+    request = pb.BatchGetEntitiesRequest(parent=f"{shore.parent}/types/buoy", ids=[f"b{n}" for n in range(501)])
+    assert await reason(shore.replica.entities.BatchGetEntities(request, metadata=shore.metadata())) == "INVALID_FIELD"
+
+
+async def test_batch_get_says_what_did_not_fit(shore: Shore) -> None:
+    await shore.declare()
+    await shore.batch(*(shore.creating(f"b{n:02}", {"t": "x" * 250_000}) for n in range(13)))
+    ids = [f"b{n:02}" for n in range(13)]
+    request = pb.BatchGetEntitiesRequest(parent=f"{shore.parent}/types/buoy", ids=ids)
+    answer = await shore.replica.entities.BatchGetEntities(request, metadata=shore.metadata())
+    assert (len(answer.entities), list(answer.unread_ids)) == (12, ["b12"])
+
+
+async def test_a_minimum_revision_that_does_not_exist_is_refused(shore: Shore) -> None:
+    await shore.declare()
+    await shore.create("b1", {})
+    assert (await shore.get("b1", min_revision=2)).revision == 2
+    failure = await refusal(shore.get("b1", min_revision=3))
+    assert error_info(failure).reason == "FUTURE_REVISION"
+    assert error_info(failure).metadata["head_revision"] == "2"
+    assert await reason(shore.list(min_revision=3)) == "FUTURE_REVISION"
+    request = pb.GetEntityRequest(name=shore.name("b1"))
+    for position, expected in (
+        (f"{shore.namespace.epoch}.2", ""),
+        ("00000000.1", "EPOCH_CHANGED"),
+        ("x", "INVALID_FIELD"),
+    ):
+        call = shore.replica.entities.GetEntity(request, metadata=shore.metadata(strandline_min_revision=position))
+        if expected:
+            assert await reason(call) == expected
+        else:
+            await call
+
+
+async def test_a_namespace_that_was_never_written_to_is_empty(shore: Shore) -> None:
+    assert await reason(shore.get("b1")) == "NOT_FOUND"
+    assert await shore.head() == 0
