@@ -158,18 +158,12 @@ def test_after_kill_9_of_the_supervisor_nothing_is_alive_after_5_seconds_and_the
         family = psutil.Process(killed.process.pid).children(recursive=True)
         assert len(family) > len(PROCESSES)
         os.kill(killed.process.pid, signal.SIGKILL)
-        killed.process.wait()
-        time.sleep(5)
+        psutil.wait_procs(family, timeout=5)
         assert [process for process in family if is_alive(process)] == []
     with started(home) as next_one:
         assert Api(next_one.rest, next_one.token()).call("GET", f"/v1/{name}")["data"]["text"] == "acknowledged"
-
-
-def test_a_start_that_follows_a_kill_9_at_once_waits_for_what_is_left(home: Path) -> None:
-    with started(home) as killed:
-        os.kill(killed.process.pid, signal.SIGKILL)
-        killed.process.wait()
-    with started(home):
+        os.kill(next_one.process.pid, signal.SIGKILL)
+    with started(home):  # at once: it waits for what is left of the last one
         pass
 
 
@@ -196,17 +190,24 @@ def test_a_part_that_cannot_start_shows_the_end_of_its_log_and_what_to_try_and_t
     assert 0 < len([line for line in shown if line.startswith("    ")]) <= 20
 
 
-def test_a_second_ctrl_c_ends_everything_at_once_and_loses_nothing(home: Path) -> None:
+def test_a_feed_that_is_open_at_ctrl_c_is_told_that_it_ends_and_where_to_resume(home: Path) -> None:
     with started(home) as platform:
-        name = write_note(platform, "acknowledged")
+        feed = Api(platform.rest, platform.token()).lines("/v1/namespaces/demo:watch?now=true")
+        position = next(feed)["revision"]
+        platform.process.send_signal(signal.SIGINT)
+        last = list(feed)[-1]
+        assert last["end"]["reason"] == "DRAINING"
+        assert last["end"]["resumeAfterRevision"] == position
+
+
+def test_a_second_ctrl_c_ends_everything_at_once(home: Path) -> None:
+    with started(home) as platform:
         family = psutil.Process(platform.process.pid).children(recursive=True)
         for _ in range(2):
             platform.process.send_signal(signal.SIGINT)
             time.sleep(0.05)
         assert platform.process.wait(10) == 0
         assert [process for process in family if is_alive(process)] == []
-    with started(home) as again:
-        assert Api(again.rest, again.token()).call("GET", f"/v1/{name}")["data"]["text"] == "acknowledged"
 
 
 def write_note(platform: Platform, text: str) -> str:
