@@ -13,9 +13,11 @@ from typing import Any
 import psycopg
 from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from services.runtime.database import CONNECT_TIMEOUT
+from services.runtime.errors import Unavailable
 from services.user.model import Account, EndReason, SealedUser, Session
 from services.user.schema import audit, sessions, throttles, user_keys, users, verifications
 
@@ -50,6 +52,8 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         if failure.orig is None:
             raise
         raise failure.orig from None
+    except PoolTimeoutError:
+        raise Unavailable("OVERLOADED", "too many calls wait for the store; retry") from None
 
 
 async def count_attempt(tx: AsyncConnection, purpose: str, key: bytes) -> float:
