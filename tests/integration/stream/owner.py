@@ -204,9 +204,9 @@ class Owner:
             self._server = None
 
     async def close(self) -> None:
-        if self._server is not None:
-            await self._server.stop(1)  # calls that still run give their connections back
+        await self.stop()
         await self._committer.drain()
+        await asyncio.sleep(0.1)  # calls that were cut off give their connections back
         await self.database.close()
 
     def submit(self, namespace: Namespace, contents: Mapping[tuple[str, str], Data]) -> asyncio.Future[Receipt]:

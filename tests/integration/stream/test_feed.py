@@ -216,8 +216,9 @@ async def test_the_tail_of_a_snapshot_taken_while_others_write_misses_nothing(
             while not (message := await reader.next()).HasField("snapshot_done"):
                 state.update({e.name.rsplit("/", 1)[1]: dict(e.data) for e in message.snapshot_page.entities})
             await writing
-            units = await reader.until(await owner.put(TIDES, "last", n=0))
-            assert [u.revision for u in units] == list(range(message.revision + 1, units[-1].revision + 1))
+            head = await owner.put(TIDES, "last", n=0)
+            units = await reader.until(head)
+            assert [unit.revision for unit in units] == list(range(message.revision + 1, head + 1))
             states.append(state | entities_of(units))
             return reader
 
