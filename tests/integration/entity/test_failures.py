@@ -1,0 +1,89 @@
+"""The database goes away in the middle: answers stay right."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psycopg
+
+from tests.integration.entity.conftest import Deployment, Replica, Shore
+
+OURS = "usename = 'entity_app' AND datname = 'entity'"
+
+
+@asynccontextmanager
+async def commits_that_do_not_answer(deployment: Deployment) -> AsyncIterator[psycopg.AsyncConnection[tuple[int]]]:
+    """While the block runs, a COMMIT is on disk and waits for a standby that there is not."""
+    async with await psycopg.AsyncConnection.connect(deployment.superuser_url, autocommit=True) as connection:
+        await connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        await connection.execute("SELECT pg_reload_conf()")
+        try:
+            yield connection
+        finally:
+            await connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            await connection.execute("SELECT pg_reload_conf()")
+
+
+async def cut_commit(connection: psycopg.AsyncConnection[tuple[int]]) -> None:
+    """Wait until a COMMIT of the service hangs, and cut its connection."""
+    cut = f"SELECT pg_terminate_backend(pid)::int FROM pg_stat_activity WHERE {OURS} AND wait_event = 'SyncRep'"
+    async with asyncio.timeout(10):
+        while not await (await connection.execute(cut.encode())).fetchall():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_write_whose_connection_dies_inside_commit_is_answered_as_committed(
+    shore: Shore, replica: Replica
+) -> None:
+    await shore.declare()
+    await shore.create("b0", {"n": 0})
+    async with commits_that_do_not_answer(replica.deployment) as connection:
+        writes = (
+            lambda: shore.create("b1", {"n": 1}),
+            lambda: shore.update("b0", {"n": 1}),
+            lambda: shore.transact(shore.creating("b2", {}), shore.deleting("b0")),
+            lambda: shore.batch(shore.creating("b3", {}), shore.creating("b2", {}), shore.undeleting("b0")),
+        )
+        answers = []
+        for write in writes:
+            answer = asyncio.create_task(write())
+            await cut_commit(connection)
+            answers.append(await answer)
+    created, updated, transacted, batched = answers
+    assert created.entity == await shore.get("b1")
+    assert (created.revision, created.entity.revision, created.entity.data["n"]) == (3, 3, 1)
+    assert (updated.revision, updated.entity.data["n"]) == (4, 1)
+    assert [result.etag for result in transacted.results] == ['"5"', '"5"']
+    assert [result.revision for result in batched.results] == [6, 0, 7]
+    assert [unit.revision for unit in await shore.units()] == [1, 2, 3, 4, 5, 6, 7]
+
+
+async def kill_connections(deployment: Deployment, stopping: asyncio.Event) -> int:
+    """Cut the service's connections again and again; how many were cut."""
+    cut = 0
+    rng = random.Random(1)
+    kill = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OURS}"
+    async with await psycopg.AsyncConnection.connect(deployment.superuser_url, autocommit=True) as connection:
+        while not stopping.is_set():
+            cut += len(await (await connection.execute(kill.encode())).fetchall())
+            await asyncio.sleep(rng.uniform(0.002, 0.05))
+    return cut
+
+
+async def test_reads_and_writes_go_on_when_every_connection_dies(shore: Shore, replica: Replica) -> None:
+    await shore.declare(indexes=[{"fields": ["data.n"]}])
+    stopping = asyncio.Event()
+    killing = asyncio.create_task(kill_connections(replica.deployment, stopping))
+    for n in range(60):
+        entity = (await shore.create(f"b{n}", {"n": n}, request_id=f"r{n}")).entity
+        try:
+            assert await shore.get(f"b{n}") == entity
+        except Exception as failure:
+            assert "OVERLOADED" in str(failure) or "UNAVAILABLE" in str(failure)
+    stopping.set()
+    assert await killing > 10
+    assert await shore.head() == 61
+    assert len(await shore.list_ids(order_by="data.n")) == 60
