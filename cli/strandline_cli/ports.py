@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import fields
 
+from strandline_cli.credentials import SERVICES
 from strandline_cli.home import Ports
 
 DEFAULTS = Ports(edge=8080, nats=4222, mail=1025, user=15001, entity=15002, stream=15003)
@@ -30,7 +31,8 @@ def choose(edge: int = DEFAULTS.edge) -> tuple[Ports, list[str]]:
     for name, port in wanted.items():
         chosen[name] = next(free for free in _candidates(port) if free not in chosen.values() and is_free(free))
         if port and chosen[name] != port:
-            remarks.append(f"port {port} is taken: {name} listens on {chosen[name]}")
+            listener = f"{name}-sidecar" if name in SERVICES else name
+            remarks.append(f"port {port} is taken: {listener} listens on {chosen[name]}")
     return Ports(**chosen), remarks
 
 

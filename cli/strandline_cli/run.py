@@ -30,6 +30,7 @@ class Run:
         self._ready = {part.name: asyncio.Event() for part in self._parts.processes}
         self._supervisor = Supervisor(layout.home.logs, console, on_change)
         self._sink = AsyncExitStack()
+        self.draining = False
 
     async def start(self, group: asyncio.TaskGroup) -> smoke.Proof:
         """Start everything; done when a write has gone through the edge and its change was seen on a feed.
@@ -65,6 +66,7 @@ class Run:
         One exception: the stream service goes before the edge, which only closes its door at first. So the last
         message of every feed, which says where to resume, still finds its way out.
         """
+        self.draining = True
         parts = self._parts
         if await envoys.close_door(self._layout):
             self._console.line("  edge takes no new connections")

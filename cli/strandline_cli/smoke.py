@@ -57,7 +57,7 @@ def check(home: Home, rest: str) -> Proof:
         )
         return _see(api, int(answer["revision"]))
     except (ApiError, OSError) as failure:
-        raise PlatformFailure(f"the smoke check through {rest} failed: {failure}") from failure
+        raise PlatformFailure(f"the smoke check through {rest} failed: {failure}", "edge") from failure
 
 
 def _ensure(api: Api, path: str, body: object) -> None:
@@ -79,7 +79,7 @@ def _see(api: Api, revision: int) -> Proof:
             return Proof(revision, 1000 * (time.monotonic() - began))
         if "end" in message:
             break
-    raise PlatformFailure(f"revision {revision} was acknowledged but did not appear on the feed")
+    raise PlatformFailure(f"revision {revision} was acknowledged but did not appear on the feed", "stream")
 
 
 def _soon(call: Callable[[], _T]) -> _T:

@@ -80,8 +80,11 @@ async def _supervise(layout: Layout, console: Console, began: float) -> int:
             raise
         code = 1
         for failure in _leaves(known):
-            log = last_lines(home.logs / f"{failure.part}.log", _LOG_LINES) if failure.part else []
-            console.failure(str(failure), log, [f"strandline logs {failure.part or 'edge'}", _RESET])
+            if failure.part:
+                log = last_lines(home.logs / f"{failure.part}.log", _LOG_LINES)
+                console.failure(str(failure), log, [f"strandline logs {failure.part}", _RESET])
+            else:
+                console.failure(str(failure))
     finally:
         draining = time.monotonic()
         await run.drain()
@@ -92,17 +95,14 @@ async def _supervise(layout: Layout, console: Console, began: float) -> int:
 def _catch_signals(run: Run, console: Console) -> None:
     main = asyncio.current_task()
     assert main is not None
-    draining = False
 
     def stop() -> None:
-        nonlocal draining
-        if draining:
+        if run.draining:
             console.line("Killing what is left")
             run.kill()
-            return
-        draining = True
-        console.line("\nDraining; once more to kill")
-        main.cancel()
+        else:
+            console.line("\nDraining; once more to kill")
+            main.cancel()
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(signum, stop)
