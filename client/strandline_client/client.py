@@ -1,0 +1,177 @@
+"""The client: feeds that resume and verify, and writes that are made once however often they are tried."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, Self, TypeAlias
+
+import aiohttp
+import grpc
+from google.protobuf.message import Message
+from strandline.entity.v1 import entity_pb2, entity_service_pb2, entity_service_pb2_grpc
+from strandline.stream.v1 import feed_pb2
+
+from strandline_client import http_watching, watching
+from strandline_client.following import follow
+from strandline_client.http_watching import JsonMessage, Transport
+from strandline_client.position import Position, Start
+from strandline_client.retry import Backoff, new_request_id
+
+TokenProvider: TypeAlias = Callable[[], Awaitable[str]]
+
+# Seconds for one try, and for all tries of a call; a feed is given up after as long a silence.
+TRY_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 8 * 2**20),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+class Client:
+    """A connection to one platform, on behalf of one caller. ``async with`` closes it.
+
+    Every method raises ``ApiError`` for what the platform refuses, and retries what may be a passing failure for
+    *patience* seconds (None: for ever); a write keeps its request id in every try, so that it is applied once.
+    """
+
+    def __init__(
+        self, address: str, token: str | TokenProvider, *, rest: str = "", patience: float | None = PATIENCE_SECONDS
+    ) -> None:
+        """*address* is ``host:port`` of the edge for gRPC, *rest* its URL for feeds over HTTP.
+
+        *token* is an access token, or gives a valid one whenever it is called.
+        """
+        self._token = token
+        self._rest = rest.rstrip("/")
+        self._patience = patience
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._entities: entity_service_pb2_grpc.EntityServiceAsyncStub = entity_service_pb2_grpc.EntityServiceStub(
+            self._channel
+        )
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._channel.close()
+        if self._session is not None:
+            await self._session.close()
+
+    # Feeds
+
+    def watch(
+        self, namespace: str, start: Start, *, types: Sequence[str] = (), filter: str = ""
+    ) -> AsyncGenerator[feed_pb2.WatchResponse, None]:
+        """Every message of the feed once, in order, verified; over gRPC, across broken connections.
+
+        Raises:
+            FeedViolation: the feed broke a promise.
+            FeedEnded: the server ended it, and resuming cannot help.
+        """
+
+        async def connect(start: Start) -> AsyncGenerator[feed_pb2.WatchResponse, None]:
+            request = watching.request_of(namespace, start, types, filter)
+            async for message in watching.connect(self._channel, request, await self._metadata(namespace)):
+                yield message
+
+        return follow(connect, watching.look, Position(start, not types and not filter), self._patience)
+
+    def watch_http(
+        self, namespace: str, start: Start, *, transport: Transport, types: Sequence[str] = (), filter: str = ""
+    ) -> AsyncGenerator[JsonMessage, None]:
+        """The same over HTTP. Messages are JSON objects as the contract describes them."""
+        url = f"{self._rest}/v1/namespaces/{namespace}:watch"
+        selection = [*(("types", name) for name in types), *([("filter", filter)] if filter else [])]
+        events = http_watching.EventSource()
+        connects = {
+            "ndjson": http_watching.connect_lines,
+            "sse": events.connect,
+            "websocket": http_watching.connect_websocket,
+        }
+
+        async def connect(at: Start) -> AsyncGenerator[JsonMessage, None]:
+            # Server-sent events resume by the id of the last one, so their URL stays as it was.
+            query = [*(start if transport == "sse" else at).query(), *selection]
+            headers = dict(await self._metadata(namespace))
+            async for message in connects[transport](self._http(), url, query, headers):
+                yield message
+
+        return follow(connect, http_watching.look, Position(start, not selection), self._patience)
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=5))
+        return self._session
+
+    # Entities
+
+    async def transact(
+        self, namespace: str, mutations: Iterable[entity_pb2.Mutation], *, request_id: str = ""
+    ) -> entity_service_pb2.TransactResponse:
+        """All *mutations* (at most 500) at one revision, or none."""
+        request = entity_service_pb2.TransactRequest(
+            parent=f"namespaces/{namespace}", mutations=mutations, request_id=request_id or new_request_id()
+        )
+        answer: entity_service_pb2.TransactResponse = await self._call(self._entities.Transact, request, namespace)
+        return answer
+
+    async def batch_write(
+        self, namespace: str, writes: Iterable[entity_pb2.Mutation], *, request_id: str = ""
+    ) -> entity_service_pb2.BatchWriteResponse:
+        """Up to 500 independent *writes*; the i-th result is that of the i-th write."""
+        request = entity_service_pb2.BatchWriteRequest(
+            parent=f"namespaces/{namespace}", writes=writes, request_id=request_id or new_request_id()
+        )
+        answer: entity_service_pb2.BatchWriteResponse = await self._call(self._entities.BatchWrite, request, namespace)
+        return answer
+
+    async def get_entity(self, name: str, *, min_revision: int = 0) -> entity_pb2.Entity:
+        """The entity *name* (``namespaces/.../entities/...``), not older than *min_revision*."""
+        request = entity_service_pb2.GetEntityRequest(name=name, min_revision=min_revision)
+        answer: entity_service_pb2.GetEntityResponse = await self._call(
+            self._entities.GetEntity, request, _namespace_of(name)
+        )
+        return answer.entity
+
+    async def list_entities(
+        self, parent: str, *, filter: str = "", order_by: str = "", page_size: int = 0, min_revision: int = 0
+    ) -> AsyncGenerator[entity_pb2.Entity, None]:
+        """All entities of the type *parent* (``namespaces/.../types/...``) that match, page after page."""
+        request = entity_service_pb2.ListEntitiesRequest(
+            parent=parent, filter=filter, order_by=order_by, page_size=page_size, min_revision=min_revision
+        )
+        while True:
+            answer: entity_service_pb2.ListEntitiesResponse = await self._call(
+                self._entities.ListEntities, request, _namespace_of(parent)
+            )
+            for entity in answer.entities:
+                yield entity
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
+
+    async def _call(self, method: Callable[..., Any], request: Message, namespace: str) -> Any:
+        backoff = Backoff(self._patience)
+        while True:
+            metadata = await self._metadata(namespace)
+            try:
+                return await method(request, metadata=tuple(metadata), timeout=TRY_SECONDS)
+            except grpc.aio.AioRpcError as failure:
+                await backoff.wait(watching.error_of(failure))
+
+    async def _metadata(self, namespace: str) -> list[tuple[str, str]]:
+        token = self._token if isinstance(self._token, str) else await self._token()
+        # Lets the edge send one namespace to the same replicas, so that batches grow (AIP-4222).
+        return [("authorization", f"Bearer {token}"), ("x-goog-request-params", f"namespace={namespace}")]
+
+
+def _namespace_of(name: str) -> str:
+    return name.split("/", 2)[1]
