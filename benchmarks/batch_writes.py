@@ -23,7 +23,7 @@ from strandline.entity.v1 import entity_pb2, entity_service_pb2
 
 from benchmarks import figures
 from benchmarks.copying import CopyCeiling
-from benchmarks.machine import CORES, Meter
+from benchmarks.machine import Meter
 from benchmarks.records import Record, records
 from benchmarks.stack import Stack
 from benchmarks.tenant import Tenant, tenant
@@ -58,7 +58,7 @@ async def run(stack: Stack, *, quick: bool) -> None:
             if turn:
                 rates.append(len(requests) * ROWS / seconds)
                 ceilings.append(len(requests) * ROWS / copied)
-    context = {"in_flight": IN_FLIGHT, "rows_per_call": ROWS, "indexes": 3, "cores": CORES, "sidecars": False}
+    context = {"in_flight": IN_FLIGHT, "rows_per_call": ROWS, "indexes": 3, "cores": stack.cores, "sidecars": False}
     figures.emit("batch_writes", "rows/s", rates, ceilings, context | {"cpu": meter.cores()})
 
 

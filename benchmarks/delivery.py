@@ -6,8 +6,8 @@ writer sent the call. The writer keeps its pace whatever the answers do (a late 
 subscriber must see each commit once, and all in the same order, or there is no figure.
 
 In the path: the entity service, the bus (TLS), the stream service's hub and its transport, NDJSON or gRPC. Not in the
-path: sidecars, the edge. The subscribers are one C program on the other core, with PostgreSQL and the writer; the
-ceiling is ``fanout``, run in turn. Services share one core: on more cores the tail is shorter.
+path: sidecars, the edge. The stream service has core 0; PostgreSQL, the entity service, the bus, the writer and the
+subscribers (one C program) share core 1: on more cores the tail is shorter. The ceiling is ``fanout``, run in turn.
 
 Wrong to conclude: how many deliveries per second are possible. This is latency at a tenth of any limit.
 """
@@ -32,7 +32,7 @@ from strandline.stream.v1 import stream_service_pb2
 from benchmarks import figures
 from benchmarks import sink as sinks
 from benchmarks.fanout import READY
-from benchmarks.machine import CORES, SUBJECT_CORE, Meter, pin, wait_for_socket
+from benchmarks.machine import SUBJECT_CORE, Meter, pin, wait_for_socket
 from benchmarks.stack import Stack
 from benchmarks.tenant import Tenant, tenant
 from services.runtime.upstream import channel
@@ -79,7 +79,12 @@ async def run(stack: Stack, *, quick: bool) -> None:
                     theirs.append(await _round(stack, _peer_feed(stack), peer_hello, READY, peer_write, seconds))
                 with meter.running():
                     ours.append(await _round(stack, socket, hello, epoch, _writer(place), seconds))
-            _emit(name, ours, theirs, {"cpu": meter.cores(), "ceiling_cpu": peer_meter.cores(), "seconds": seconds})
+            _emit(
+                name,
+                ours,
+                theirs,
+                {"cores": stack.cores, "cpu": meter.cores(), "ceiling_cpu": peer_meter.cores(), "seconds": seconds},
+            )
 
 
 def _emit(transport: str, ours: Sequence[Latencies], theirs: Sequence[Latencies], context: dict[str, object]) -> None:
@@ -98,7 +103,6 @@ def _emit(transport: str, ours: Sequence[Latencies], theirs: Sequence[Latencies]
             {
                 "subscribers": SUBSCRIBERS,
                 "commits_per_second": PER_SECOND,
-                "cores": CORES,
                 "sidecars": False,
                 "smaller_is_better": True,
                 **from_send,

@@ -1,7 +1,7 @@
 """Which core runs what, and how busy each was: a figure from a shared machine says nothing without it.
 
-Convention of all benchmarks here: what is measured runs on core 0; load, PostgreSQL and everything else on core 1. On a
-machine with one core, or without ``taskset``, nothing is pinned, and the figures say so.
+Convention of all benchmarks here: the part that is measured has core 0 to itself; PostgreSQL, all other parts and the
+load share core 1. On a machine with one core, or without ``taskset``, nothing is pinned, and the figures say so.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ import psutil
 SUBJECT_CORE = 0
 LOAD_CORE = 1
 PINNED = (os.cpu_count() or 1) > 1 and shutil.which("taskset") is not None
-# Cores as every figure states them.
-CORES: Mapping[str, int | str] = {"subject": SUBJECT_CORE, "postgres": LOAD_CORE, "load": LOAD_CORE} if PINNED else {}
+
+
+def cores(subject: str) -> Mapping[str, int | str]:
+    """Cores as a figure states them."""
+    return {subject: SUBJECT_CORE, "all else": LOAD_CORE} if PINNED else {"all": "any"}
 
 
 def pin(core: int) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ import random
 from strandline.entity.v1 import entity_pb2, entity_service_pb2
 
 from benchmarks import figures, h2load
-from benchmarks.machine import CORES
 from benchmarks.records import records
 from benchmarks.stack import Stack
 from benchmarks.tenant import TYPE, tenant
@@ -54,6 +53,6 @@ async def run(stack: Stack, *, quick: bool) -> None:
         )
         if await place.entities.GetEntity(requests[0], metadata=place.metadata) != answers[0]:
             raise RuntimeError("the entity changed while it was only read")
-    context = {"in_flight": IN_FLIGHT, "cores": CORES, "sidecars": False, "answer_bytes": size}
+    context = {"in_flight": IN_FLIGHT, "cores": stack.cores, "sidecars": False, "answer_bytes": size}
     cpu = {"cpu": comparison.cpu, "ceiling_cpu": comparison.echo_cpu}
     figures.emit("point_reads", "calls/s", comparison.ours, comparison.echo, context | cpu)

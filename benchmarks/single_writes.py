@@ -16,7 +16,6 @@ import orjson
 from strandline.entity.v1 import entity_service_pb2
 
 from benchmarks import figures, h2load
-from benchmarks.machine import CORES
 from benchmarks.records import records
 from benchmarks.stack import Stack
 from benchmarks.tenant import Tenant, tenant
@@ -40,7 +39,13 @@ async def run(stack: Stack, *, quick: bool) -> None:
     written = last.revision - first.revision - 1
     if written != requests // 4 + rounds * requests:  # the first, shorter turn warms up
         raise RuntimeError(f"the calls were all answered, and made {written} revisions")
-    context = {"in_flight": IN_FLIGHT, "cores": CORES, "sidecars": False, "answer_bytes": size, "revisions": written}
+    context = {
+        "in_flight": IN_FLIGHT,
+        "cores": stack.cores,
+        "sidecars": False,
+        "answer_bytes": size,
+        "revisions": written,
+    }
     cpu = {"cpu": comparison.cpu, "ceiling_cpu": comparison.echo_cpu}
     figures.emit("single_writes", "calls/s", comparison.ours, comparison.echo, context | cpu)
 

@@ -27,11 +27,9 @@ from strandline_cli.postgres import Postgres
 from strandline_cli.process import last_lines, spawn
 from strandline_gateway.certificates import ensure_certificates
 
-from benchmarks.machine import LOAD_CORE, SUBJECT_CORE, pin
+from benchmarks.machine import LOAD_CORE, SUBJECT_CORE, cores, pin
 
 READY_SECONDS = 30.0
-# What is measured, hence on the first core; PostgreSQL is on the second one, with the load.
-_SUBJECTS = (*SERVICES, "nats")
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,8 @@ class Stack:
 
     layout: Layout
     processes: Mapping[str, Process]
+    cores: Mapping[str, int | str]
+    """Which core runs what."""
 
     @property
     def pids(self) -> dict[str, int]:
@@ -64,8 +64,11 @@ class Stack:
 
 
 @asynccontextmanager
-async def stack(names: Sequence[str] = ("user", "entity")) -> AsyncIterator[Stack]:
+async def stack(names: Sequence[str], *, subject: str) -> AsyncIterator[Stack]:
     """Run PostgreSQL, NATS and the named services in a temporary folder, until the block ends.
+
+    Args:
+        subject: the part that is measured; it has a core to itself.
 
     Raises:
         RuntimeError: a part did not come to serve within 30 s. Any failure inside carries the ends of the logs.
@@ -79,7 +82,7 @@ async def stack(names: Sequence[str] = ("user", "entity")) -> AsyncIterator[Stac
 
         async def start(*parts: ProcessPart) -> None:
             for part in parts:
-                core = SUBJECT_CORE if part.name in _SUBJECTS else LOAD_CORE
+                core = SUBJECT_CORE if part.name == subject else LOAD_CORE
                 pinned = replace(part, command=(*pin(core), *part.command))
                 running[part.name] = await spawn(pinned, layout.home.logs / f"{part.name}.log")
                 started.append(part)
@@ -91,7 +94,7 @@ async def stack(names: Sequence[str] = ("user", "entity")) -> AsyncIterator[Stac
         await start(database.part(), nats.part(layout))
         await database.create_databases()
         await start(*(part for part in services.parts(layout) if part.name in names))
-        yield Stack(layout, running)
+        yield Stack(layout, running, cores(subject))
     except Exception as failure:
         for part in started:
             failure.add_note("\n".join([f"the log of {part.name} ends:", *_log(layout, part)]))
