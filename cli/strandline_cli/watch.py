@@ -41,7 +41,7 @@ async def run_watch(
         return await asyncio.to_thread(token)
 
     start = Start(now=True) if after is None else Start(after_revision=after)
-    async with Client("", fresh_token, rest=rest) as client:
+    async with Client(rest.partition("://")[2], fresh_token, rest=rest) as client:
         feed = client.watch_http(namespace, start, transport="ndjson", types=types, filter=filter)
         async with aclosing(feed) as messages:
             async for message in messages:
@@ -66,6 +66,8 @@ def _content(change: dict[str, Any]) -> str:
     fresh = {key: value for key, value in data.items() if key not in before or before[key] != value}
     if change["kind"] in ("DELETED", "EXPIRED", "PURGED"):
         return ""
-    gone = [f"-{key}" for key in before if key not in data]
-    text = " ".join([*(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in fresh.items()), *gone])
+    gone = [f"-{key}" for key in sorted(before) if key not in data]
+    text = " ".join(
+        [*(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in sorted(fresh.items())), *gone]
+    )
     return text if len(text) <= _CONTENT_WIDTH else text[: _CONTENT_WIDTH - 1] + "…"

@@ -62,9 +62,12 @@ async def _keys(look_again: bool) -> KeySet:
 class StreamService:
     """One replica."""
 
-    def __init__(self, owner: Path, nats_url: str, socket: Path, ring_bytes: int = MAX_RING_BYTES) -> None:
+    def __init__(
+        self, owner: Path, nats_url: str, socket: Path, *, ring_bytes: int = MAX_RING_BYTES, http_port: int = 0
+    ) -> None:
         self.grpc_address = f"unix:{socket}.sock"
         self.http_socket = f"{socket}-http.sock"
+        self._http_address = f"127.0.0.1:{http_port}" if http_port else f"unix:{self.http_socket}"
         self.bus = Bus(nats_url, ("", ""), None, socket.name)
         self._upstream = upstream.channel(f"unix:{owner}")
         self.access = AccessCopy(self._upstream, self.bus)
@@ -83,7 +86,7 @@ class StreamService:
         self.access.on_change(self.hubs.access_changed)
         await self.access.start()
         await self.hubs.start()
-        await self._http.start(f"unix:{self.http_socket}")
+        await self._http.start(self._http_address)
         await self._server.start()
 
     @property
@@ -98,6 +101,14 @@ class StreamService:
 
     async def stop(self) -> None:
         await self.drain()
+        await self.disconnect()
+
+    async def break_off(self) -> None:
+        """Go away without a word, as far as that is possible inside one process."""
+        await asyncio.gather(self._server.stop(None), self._http.stop())
+        await self.disconnect()
+
+    async def disconnect(self) -> None:
         await self.hubs.stop()
         await self.access.stop()
         await self.bus.close()

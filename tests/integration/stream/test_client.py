@@ -1,0 +1,162 @@
+"""The client over every transport, while the service that it reads from comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import pytest
+from strandline.stream.v1 import feed_pb2
+from strandline_cli.watch import run_watch
+from strandline_client import ApiError, Client, FeedEnded, Start, http_watching, watching
+
+from .conftest import TIDES, Nats, free_port
+from .owner import SYSTEM, Owner
+from .service import ANN, StreamService, access_token
+
+TRANSPORTS = ("grpc", "ndjson", "sse", "websocket")
+
+
+@pytest.fixture
+async def replica(owner: Owner, nats_server: Nats, run_folder: Any) -> AsyncGenerator[Replica, None]:
+    made = Replica(lambda: StreamService(owner.socket, nats_server.url, run_folder / "stream", http_port=made.port))
+    await made.start()
+    yield made
+    await made.service.stop()
+
+
+class Replica:
+    """A stream service that can go away and come back at the same addresses."""
+
+    def __init__(self, make: Callable[[], StreamService]) -> None:
+        self.port = free_port()
+        self._make = make
+
+    async def start(self) -> None:
+        self.service = self._make()
+        await self.service.start()
+
+    def client(self, patience: float | None = 20) -> Client:
+        async def token() -> str:
+            return access_token()
+
+        return Client(self.service.grpc_address, token, rest=f"http://127.0.0.1:{self.port}", patience=patience)
+
+
+def feed(client: Client, transport: Any, start: Start, **selection: Any) -> AsyncGenerator[Any, None]:
+    if transport == "grpc":
+        return client.watch("tides", start, **selection)
+    return client.watch_http("tides", start, transport=transport, **selection)
+
+
+async def revisions(client: Client, transport: str, start: Start, last: int, **selection: Any) -> list[int]:
+    """Units up to *last*, through whatever happens in between; the client itself verifies them."""
+    look: Callable[[Any], Any] = watching.look if transport == "grpc" else http_watching.look
+    found: list[int] = []
+    async with asyncio.timeout(40):
+        async for message in feed(client, transport, start, **selection):
+            seen = look(message)
+            found += seen.units or []
+            if seen.revision >= last and seen.page is None:
+                return found
+    raise AssertionError("the feed ended")
+
+
+@pytest.mark.parametrize("farewell", ["a goodbye", "no word"])
+async def test_four_watchers_see_every_revision_once_across_restarts(
+    owner: Owner, replica: Replica, farewell: str
+) -> None:
+    async with replica.client() as client:
+        watchers = asyncio.gather(*(revisions(client, t, Start(after_revision=0), 300) for t in TRANSPORTS))
+        for n in range(300):
+            await owner.put(TIDES, f"b{n % 7}", n=n)
+            if n in (50, 150):
+                await (replica.service.stop() if farewell == "a goodbye" else replica.service.break_off())
+            if n in (100, 200):
+                await replica.start()
+        assert await watchers == [list(range(1, 301))] * 4
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_snapshot_that_breaks_off_goes_on_where_it_was(owner: Owner, replica: Replica, transport: str) -> None:
+    await owner.write(TIDES, {("buoy", f"b{n:03}"): {"text": "x" * 50_000, "n": n} for n in range(40)})
+    async with replica.client() as client:
+        messages = feed(client, transport, Start(snapshot=True))
+        await anext(messages)
+        await replica.service.stop()
+        await replica.start()
+        await owner.put(TIDES, "b000", n=1)
+        look: Callable[[Any], Any] = watching.look if transport == "grpc" else http_watching.look
+        async with asyncio.timeout(20):
+            # The client checks that pages do not repeat and that they add up to the server's sum.
+            while (seen := look(await anext(messages))).summary is None:
+                assert seen.page is not None
+            assert seen.summary[0] == 40
+            assert look(await anext(messages)).units == [2]
+        await messages.aclose()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_filtered_feed_is_verified_too(owner: Owner, replica: Replica, transport: str) -> None:
+    for n in range(20):
+        await owner.put(TIDES, "a", n=n)
+    async with replica.client() as client:
+        found = await revisions(client, transport, Start(after_revision=0), 20, types=["buoy"], filter="data.n > 17")
+        assert found == [19, 20]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_refusal_reaches_the_caller_at_once(replica: Replica, transport: str) -> None:
+    async with replica.client() as client:
+        with pytest.raises(ApiError) as raised:
+            await revisions(client, transport, Start(after_revision=1000), 1000)
+    assert raised.value.code in ("FAILED_PRECONDITION", "INVALID_ARGUMENT")
+    assert raised.value.reason == ("" if transport == "websocket" else "FUTURE_REVISION")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_an_end_for_good_reaches_the_caller_with_the_last_position(
+    owner: Owner, replica: Replica, transport: str
+) -> None:
+    await owner.put(TIDES, "a", n=1)
+    async with replica.client() as client:
+        messages = feed(client, transport, Start(now=True))
+        await anext(messages)
+        await owner.write(SYSTEM, {("membership", f"tides~{ANN}"): None})
+        with pytest.raises(FeedEnded) as raised:
+            await asyncio.wait_for(anext(messages), 5)
+    assert (raised.value.reason, raised.value.epoch, raised.value.revision) == ("ACCESS_REVOKED", TIDES.epoch, 1)
+
+
+async def test_patience_ends(replica: Replica) -> None:
+    await replica.service.stop()
+    async with replica.client(patience=0.5) as client:
+        for transport in TRANSPORTS:
+            with pytest.raises(ApiError) as raised:
+                await asyncio.wait_for(revisions(client, transport, Start(now=True), 1), 10)
+            assert raised.value.code == "UNAVAILABLE"
+    await replica.start()
+
+
+async def test_the_watch_command_prints_a_line_per_change(owner: Owner, replica: Replica) -> None:
+    for data in ({"n": 1, "text": "ebb"}, {"n": 1, "text": "flood"}, None):
+        await owner.write(TIDES, {("buoy", "a"): data})
+    printed: asyncio.Queue[str] = asyncio.Queue()
+    command = asyncio.create_task(
+        run_watch(f"http://127.0.0.1:{replica.port}", access_token, "tides", after=0, write=printed.put_nowait)
+    )
+    lines = [(await asyncio.wait_for(printed.get(), 5)).split(maxsplit=4) for _ in range(3)]
+    assert [(line[0], *line[2:]) for line in lines] == [
+        ("1", "CREATED", "buoy/a", 'n=1 text="ebb"'),
+        ("2", "UPDATED", "buoy/a", 'text="flood"'),
+        ("3", "DELETED", "buoy/a"),
+    ]
+    command.cancel()
+    await asyncio.gather(command, return_exceptions=True)
+
+
+def test_every_end_is_either_resumed_or_told() -> None:
+    from strandline_client.position import RESUMABLE
+
+    assert set(feed_pb2.End.Reason.keys()) > RESUMABLE

@@ -1,0 +1,115 @@
+"""The client's proof that a feed is complete: what it must accept, and every kind of lie that it must find."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+from strandline_client import FeedEnded, FeedViolation, Start
+from strandline_client.errors import ApiError
+from strandline_client.http_watching import look, split
+from strandline_client.position import Ending, Position, Seen
+from strandline_client.verify import RangeVerifier, SnapshotVerifier
+
+GOOD: list[tuple[Any, ...]] = [(3, 3, "e"), (3, 5, "e", [4, 5]), (5, 5, "e"), (5, 6, "e", [6])]
+
+
+def test_ranges_that_join_up_are_accepted() -> None:
+    verifier = RangeVerifier(dense=True)
+    for message in GOOD:
+        verifier.observe(*message)
+    assert (verifier.epoch, verifier.revision) == ("e", 6)
+
+
+LIES = {
+    "a gap between messages": (7, 8, "e", [8]),
+    "a message twice": (5, 6, "e", [6]),
+    "a unit missing inside": (6, 8, "e", [8]),
+    "a unit missing at the end": (6, 8, "e", [7]),
+    "no units where there must be some": (6, 8, "e"),
+    "a unit twice": (6, 8, "e", [7, 7, 8]),
+    "units out of order": (6, 8, "e", [8, 7]),
+    "a unit beyond the range": (6, 7, "e", [7, 8]),
+    "a range that runs backwards": (6, 5, "e", []),
+    "another epoch": (6, 7, "f", [7]),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_every_lie_is_found_and_moves_nothing(lie: tuple[Any, ...]) -> None:
+    verifier = RangeVerifier(dense=True)
+    for message in GOOD:
+        verifier.observe(*message)
+    with pytest.raises(FeedViolation):
+        verifier.observe(*lie)
+    assert verifier.revision == 6
+
+
+def test_a_filtered_feed_may_leave_revisions_out_but_not_ranges() -> None:
+    verifier = RangeVerifier(dense=False)
+    for message in ((0, 5, "e", [3]), (5, 9, "e"), (9, 12, "e", [10, 12])):
+        verifier.observe(*message)
+    with pytest.raises(FeedViolation):
+        verifier.observe(13, 14, "e", [14])
+
+
+def summary(*entities: tuple[str, int]) -> tuple[int, str]:
+    total = sum(int.from_bytes(hashlib.sha256(f"{n} {r}".encode()).digest()) for n, r in entities)
+    return len(entities), f"{total % 2**256:064x}"
+
+
+def test_a_snapshot_is_compared_with_the_servers_sum() -> None:
+    verifier = SnapshotVerifier()
+    verifier.observe([("a", 1), ("b", 2)])
+    verifier.check(*summary(("b", 2), ("a", 1)))
+    with pytest.raises(FeedViolation):
+        verifier.check(*summary(("a", 1), ("b", 3)))
+
+
+def test_an_entity_twice_in_a_snapshot_is_found() -> None:
+    verifier = SnapshotVerifier()
+    verifier.observe([("a", 1)])
+    with pytest.raises(FeedViolation):
+        verifier.observe([("a", 1)])
+
+
+def test_a_broken_snapshot_goes_on_by_token_and_its_tail_by_revision() -> None:
+    position = Position(Start(snapshot=True), dense=True)
+    position.take(Seen(7, 7, "e", page=[("a", 1)], resume_token="one"))  # noqa: S106  (no password)
+    assert position.start.query() == [("resume_token", "one")]
+    position.take(Seen(7, 7, "e", page=[("b", 1)], resume_token="two"))  # noqa: S106  (no password)
+    position.take(Seen(7, 7, "e", summary=summary(("a", 1), ("b", 1))))
+    assert position.start.query() == [("after_revision", "7"), ("epoch", "e")]
+    position.take(Seen(7, 9, "e", units=[8, 9]))
+    assert position.start == Start(after_revision=9, epoch="e")
+
+
+def test_an_end_that_allows_it_is_resumed_and_any_other_is_told() -> None:
+    position = Position(Start(now=True), dense=True)
+    position.take(Seen(3, 3, "e"))
+    with pytest.raises(ApiError, match="DRAINING"):
+        position.take(Seen(3, 3, "e", end=Ending("DRAINING", "")))
+    assert position.start == Start(after_revision=3, epoch="e")
+    with pytest.raises(FeedEnded) as raised:
+        position.take(Seen(3, 3, "e", end=Ending("ACCESS_REVOKED", "")))
+    assert (raised.value.reason, raised.value.epoch, raised.value.revision) == ("ACCESS_REVOKED", "e", 3)
+
+
+def test_json_messages_say_the_same_about_themselves() -> None:
+    unit = {"revision": "8", "changes": []}
+    message = {"afterRevision": "7", "revision": "8", "epoch": "e", "units": {"units": [unit]}}
+    assert look(message) == Seen(7, 8, "e", units=[8])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+@pytest.mark.parametrize("separator", [b"\n", b"\n\n"])
+async def test_messages_are_cut_wherever_the_network_cut_them(size: int, separator: bytes) -> None:
+    pieces = [b"id: 1\ndata: {}" if len(separator) == 2 else b"{}", b"x" * 50, b"last"]
+    stream = separator.join([*pieces, b"cut o"])
+
+    async def chunks() -> Any:
+        for start in range(0, len(stream), size):
+            yield stream[start : start + size]
+
+    assert [piece async for piece in split(chunks(), separator)] == pieces
