@@ -10,11 +10,11 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from strandline.entity.v1 import entity_pb2, entity_service_pb2
+from strandline_client import ApiError, Client
 
 from services.runtime.call import Call
 from services.runtime.errors import Error, FailedPrecondition, Unavailable
 from services.runtime.rpc import Method, generic_handler
-from strandline_client import ApiError, Client
 
 MUTATION = entity_pb2.Mutation(delete=entity_pb2.DeleteMutation(name="namespaces/n/types/t/entities/e"))
 
