@@ -61,6 +61,8 @@ class ProcessPart(Part):
     """Asks for an orderly end."""
     stop_within: float = 5.0
     """How long the orderly end may take before the part is killed."""
+    kill_signal: signal.Signals = signal.SIGKILL
+    """Ends the part now, and all that it started."""
     orphan_signal: signal.Signals = signal.SIGKILL
     """What the kernel sends when the supervisor dies. There is nobody left to drain to, and a signal that cannot be
     ignored is the only one that surely leaves nothing behind."""

@@ -84,6 +84,7 @@ class Postgres:
             ready_within=60.0,  # after a crash it replays its log first
             stop_signal=signal.SIGINT,  # cuts open sessions, then a clean shutdown
             stop_within=20.0,
+            kill_signal=signal.SIGQUIT,  # its children would survive a SIGKILL for a while
             orphan_signal=signal.SIGINT,
         )
 

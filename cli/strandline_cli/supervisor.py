@@ -74,7 +74,7 @@ class Supervisor:
     def kill(self, parts: Iterable[ProcessPart]) -> None:
         """End the parts now. They lose nothing that was acknowledged; their next start takes a little longer."""
         for part in parts:
-            self._signal(part.name, signal.SIGQUIT if part.orphan_signal == signal.SIGINT else signal.SIGKILL)
+            self._signal(part.name, part.kill_signal)
 
     async def _start(self, part: ProcessPart) -> Process:
         process = await spawn(part, self._logs / f"{part.name}.log")
@@ -89,7 +89,7 @@ class Supervisor:
                 return True
             if time.monotonic() > deadline:
                 self._teller.warn(f"{part.name} did not answer within {part.ready_within:g} s: killing it")
-                process.kill()
+                process.send_signal(part.kill_signal)
                 break
             await asyncio.sleep(_ASK_EVERY_SECONDS)
         return False
@@ -104,7 +104,7 @@ class Supervisor:
         try:
             await asyncio.wait_for(process.wait(), part.stop_within)
         except TimeoutError:
-            self._signal(part.name, signal.SIGKILL)
+            self._signal(part.name, part.kill_signal)
             await process.wait()
             detail = f"killed: it did not stop within {part.stop_within:g} s"
         self._changed()

@@ -123,6 +123,7 @@ def _end_previous(home: Home, console: Console) -> None:
     alive = [pid for pid in previous.pids.values() if pid]
     if killed := end_leftovers(alive, _LEFTOVER_PATIENCE_SECONDS):
         console.warn(f"killed {len(killed)} processes that an earlier run had left behind")
+    shutil.rmtree(previous.path, ignore_errors=True)
 
 
 @contextmanager
