@@ -15,6 +15,7 @@ from services.entity.masks import masked
 from services.entity.model import (
     EntityKey,
     check_entity_id,
+    entity_name,
     new_uid,
     parse_entity_name,
     parse_namespace,
@@ -45,13 +46,15 @@ class EntityHandlers:
         type_id = parse_type_name(request.parent, "parent")
         entity_id = check_entity_id(request.entity_id, "entity_id") if request.entity_id else new_uid()
         key, named = EntityKey(type_id, entity_id), bool(request.entity_id)
-        mutation = creation(key, _data(request.entity), "entity.data", named=named)
+        name = entity_name(namespace_of_call(call).id, key)
+        mutation = creation(name, key, _data(request.entity), "entity.data", named=named)
         return await self._write(request, call, "CreateEntity", mutation, located=True)
 
     async def update_entity(self, request: pb.UpdateEntityRequest, call: Call) -> bytes:
         namespace = namespace_of_call(call)
         etag, by_if_match = call.expected_etag(request.etag)
         mutation = replacement(
+            request.entity.name,
             parse_entity_name(request.entity.name, namespace.id, "entity.name"),
             _data(request.entity),
             "entity.data",
@@ -66,14 +69,20 @@ class EntityHandlers:
         etag, by_if_match = call.expected_etag(request.etag)
         key = parse_entity_name(request.name, namespace_of_call(call).id, "name")
         mutation = Mutation(
-            Kind.DELETE, key, "name", etag=etag, by_if_match=by_if_match, allow_missing=request.allow_missing
+            Kind.DELETE,
+            request.name,
+            key,
+            "name",
+            etag=etag,
+            by_if_match=by_if_match,
+            allow_missing=request.allow_missing,
         )
         return await self._write(request, call, "DeleteEntity", mutation)
 
     async def undelete_entity(self, request: pb.UndeleteEntityRequest, call: Call) -> bytes:
         etag, by_if_match = call.expected_etag(request.etag)
         key = parse_entity_name(request.name, namespace_of_call(call).id, "name")
-        mutation = Mutation(Kind.UNDELETE, key, "name", etag=etag, by_if_match=by_if_match)
+        mutation = Mutation(Kind.UNDELETE, request.name, key, "name", etag=etag, by_if_match=by_if_match)
         return await self._write(request, call, "UndeleteEntity", mutation)
 
     async def transact(self, request: pb.TransactRequest, call: Call) -> bytes:

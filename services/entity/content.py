@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -23,8 +22,7 @@ Entry = tuple[int, bytes]
 _MISSING: Final = object()
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(NamedTuple):
     """Content that fits one generation of its type: as canonical JSON, as Struct bytes, and as index entries.
 
     ``unique`` are the entries that no other live entity may have.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from services.entity.content import CompiledType, Entry, Rendered, canonical, merge
-from services.entity.model import StoredEntity, encode_entity, entity_name, etag_of, new_uid
+from services.entity.model import StoredEntity, encode_entity, etag_of, new_uid
 from services.entity.mutations import EVERYTHING, Kind, Mutation
 from services.entity.store import EntityRow
 from services.runtime import wire
@@ -36,8 +36,7 @@ class Prepared:
     unique: tuple[Entry, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a mutation left: the entity's name, its revision and serialized form; without them if there is none."""
 
     name: str
@@ -45,8 +44,7 @@ class Outcome:
     message: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Effect:
+class Effect(NamedTuple):
     """What a mutation changes, if it changes anything."""
 
     outcome: Outcome
@@ -69,7 +67,7 @@ def decide(prepared: Prepared, current: StoredEntity | None, type_: CompiledType
         Error: it is refused.
     """
     mutation = prepared.mutation
-    name = entity_name(stamp.namespace, mutation.key)
+    name = mutation.name
     stored = current.data if current is not None else {}
     step = _Step(prepared, name, current, stored, type_, actor, stamp)
     if mutation.kind == Kind.CREATE:

@@ -172,16 +172,20 @@ def encode_entity(
     Raises:
         InvalidArgument: ``ENTITY_TOO_LARGE``, above 256 KiB.
     """
+    etag = etag_of(revision)
+    created = wire.timestamp(7, create_time)
+    # Often the same moment: then only the field number differs.
+    updated = b"\x42" + created[1:] if update_time == create_time else wire.timestamp(8, update_time)
     message = b"".join(
         (
             wire.text(1, name),
             wire.text(2, type_id),
             wire.text(3, uid),
             wire.delimited(4, struct),
-            wire.text(5, etag_of(revision)),
+            wire.text(5, etag),
             wire.integer(6, revision),
-            wire.timestamp(7, create_time),
-            wire.timestamp(8, update_time),
+            created,
+            updated,
             wire.timestamp(9, delete_time) if delete_time is not None else b"",
             wire.text(11, created_by),
             wire.text(12, updated_by),

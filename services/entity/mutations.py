@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from strandline.entity.v1 import entity_pb2
 
+from services.entity import fast_json
 from services.entity.content import canonical
-from services.entity.model import EntityKey, entity_name, parse_entity_name
+from services.entity.model import EntityKey, parse_entity_name
 from services.runtime import wire
 from services.runtime.errors import invalid_field
 from services.runtime.filters.ast import Path
@@ -36,9 +36,8 @@ class Kind(IntEnum):
     UNDELETE = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Mutation:
-    """One write to one entity.
+class Mutation(NamedTuple):
+    """One write to the entity *name*, which *key* is inside its namespace.
 
     ``content`` is what create and update carry, ``json`` its canonical form. ``mask`` names what an update takes from
     it; empty: its top-level keys. ``by_if_match`` says where ``etag`` came from, because HTTP has a status for that.
@@ -46,6 +45,7 @@ class Mutation:
     """
 
     kind: Kind
+    name: str
     key: EntityKey
     field: str
     content: JsonObject | None = None
@@ -74,12 +74,14 @@ def parse_mutation(message: entity_pb2.Mutation, namespace: str, field: str) -> 
         create = message.create
         field = f"{field}.create"
         content, field_of_content = _content(create, field)
-        return creation(parse_entity_name(create.name, namespace, f"{field}.name"), content, field_of_content)
+        key = parse_entity_name(create.name, namespace, f"{field}.name")
+        return creation(create.name, key, content, field_of_content)
     if operation == "update":
         update = message.update
         field = f"{field}.update"
         content, field_of_content = _content(update, field)
         return replacement(
+            update.name,
             parse_entity_name(update.name, namespace, f"{field}.name"),
             content,
             field_of_content,
@@ -90,20 +92,20 @@ def parse_mutation(message: entity_pb2.Mutation, namespace: str, field: str) -> 
     if operation == "delete":
         delete = message.delete
         key = parse_entity_name(delete.name, namespace, f"{field}.delete.name")
-        return Mutation(Kind.DELETE, key, field, etag=delete.etag, allow_missing=delete.allow_missing)
+        return Mutation(Kind.DELETE, delete.name, key, field, etag=delete.etag, allow_missing=delete.allow_missing)
     if operation == "undelete":
-        return Mutation(
-            Kind.UNDELETE, parse_entity_name(message.undelete.name, namespace, f"{field}.undelete.name"), field
-        )
+        name = message.undelete.name
+        return Mutation(Kind.UNDELETE, name, parse_entity_name(name, namespace, f"{field}.undelete.name"), field)
     raise invalid_field(field, "must say create, update, delete or undelete")
 
 
-def creation(key: EntityKey, content: JsonObject, field: str, *, named: bool = True) -> Mutation:
+def creation(name: str, key: EntityKey, content: JsonObject, field: str, *, named: bool = True) -> Mutation:
     """Make a new entity of *content*."""
-    return Mutation(Kind.CREATE, key, field, content, canonical(content), named=named)
+    return Mutation(Kind.CREATE, name, key, field, content, canonical(content), named=named)
 
 
 def replacement(
+    name: str,
     key: EntityKey,
     content: JsonObject,
     field: str,
@@ -114,14 +116,14 @@ def replacement(
     allow_missing: bool = False,
 ) -> Mutation:
     """Take the paths of *mask* from *content*; no mask: its top-level keys."""
-    return Mutation(Kind.UPDATE, key, field, content, canonical(content), mask, etag, by_if_match, allow_missing)
+    return Mutation(Kind.UPDATE, name, key, field, content, canonical(content), mask, etag, by_if_match, allow_missing)
 
 
 def _content(message: Any, field: str) -> tuple[JsonObject, str]:
     """The content of a create or update message, from whichever of its two forms, and the field it was in."""
     form = message.WhichOneof("content")
     if form == "data_json":
-        return wire.parse_json(message.data_json, f"{field}.data_json"), f"{field}.data_json"
+        return fast_json.parse_json(message.data_json, f"{field}.data_json"), f"{field}.data_json"
     if form == "data":
         return wire.decode_struct(message.data, f"{field}.data"), f"{field}.data"
     raise invalid_field(field, "needs data or data_json")
@@ -143,11 +145,11 @@ def parse_mask(mask: Sequence[str], field: str) -> tuple[Path, ...]:
     return tuple(parse_path(text, field=field) for text in mask)
 
 
-def fingerprint(namespace: str, mutations: Sequence[Mutation]) -> bytes:
+def fingerprint(mutations: Sequence[Mutation]) -> bytes:
     """16 bytes that are equal for requests that ask for the same: names, operations and values, not wire bytes."""
     digest = hashlib.blake2b(digest_size=16)
     for mutation in mutations:
-        name = entity_name(namespace, mutation.key) if mutation.named else mutation.key.type
+        name = mutation.name if mutation.named else mutation.key.type
         rest = (int(mutation.kind), name, mutation.etag, mutation.allow_missing, mutation.mask, len(mutation.json))
         digest.update(repr(rest).encode())
         digest.update(mutation.json)

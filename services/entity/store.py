@@ -7,9 +7,8 @@ LIMIT): joined freely, a planner without statistics compares every key with ever
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from services.entity.content import Entry
 from services.entity.model import EntityKey, StoredEntity
@@ -27,8 +26,7 @@ from services.runtime.database import (
 CONNECTION_OPTIONS: Final = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off"
 
 
-@dataclass(frozen=True, slots=True)
-class EntityRow:
+class EntityRow(NamedTuple):
     """An entity as it will be stored, and the index entries (deleted, entry) that it leaves and takes."""
 
     key: EntityKey

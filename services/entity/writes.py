@@ -10,7 +10,7 @@ import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from strandline.entity.v1 import entity_service_pb2
 
@@ -41,8 +41,7 @@ class Writing:
     validate_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(NamedTuple):
     """An acknowledged unit: the namespace's revision, and what each mutation left. A repetition has no ``message``s."""
 
     revision: int
@@ -72,7 +71,7 @@ class Writer:
         Raises:
             Error: it was refused as a whole.
         """
-        body_hash = fingerprint(writing.namespace.id, mutations)
+        body_hash = fingerprint(mutations)
         for _ in range(MAX_ATTEMPTS):
             (prepared,) = await self._prepare(writing.namespace.id, [mutations])
             unit = _unit(writing, writing.request_id, body_hash, prepared, indexed)
@@ -110,7 +109,7 @@ class Writer:
         futures: list[asyncio.Future[Receipt]] = []
         for (place, mutation), item in zip(pending, prepared, strict=True):
             # The dot keeps these ids apart from any that a caller may choose.
-            unit = _unit(writing, f"{base}.{place}", fingerprint(writing.namespace.id, [mutation]), item, False)
+            unit = _unit(writing, f"{base}.{place}", fingerprint([mutation]), item, False)
             futures.append(self._committer.submit(writing.namespace, unit))
         receipts = await asyncio.gather(*futures, return_exceptions=True)
         return [receipt if isinstance(receipt, BaseException) else _written(receipt) for receipt in receipts]

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,19 +166,25 @@ class Shore:
         type_ = {"schema": ANY if schema is None else schema, "indexes": list(indexes), **fields}
         request = type_service_pb2.CreateTypeRequest(parent=self.parent, type_id=type_id)
         json_format.ParseDict(type_, request.type)
-        answer = await self.replica.types.CreateType(request, metadata=self.metadata())
+        answer: type_service_pb2.CreateTypeResponse = await self.replica.types.CreateType(
+            request, metadata=self.metadata()
+        )
         return answer.type
 
     async def change_type(self, type_id: str = "buoy", **fields: Any) -> entity_pb2.EntityType:
         etag = fields.pop("etag", "")
         request = type_service_pb2.UpdateTypeRequest(update_mask=list(fields), etag=etag)
         json_format.ParseDict({"name": f"{self.parent}/types/{type_id}", **fields}, request.type)
-        answer = await self.replica.types.UpdateType(request, metadata=self.metadata())
+        answer: type_service_pb2.UpdateTypeResponse = await self.replica.types.UpdateType(
+            request, metadata=self.metadata()
+        )
         return answer.type
 
     async def get_type(self, type_id: str = "buoy") -> entity_pb2.EntityType:
         request = type_service_pb2.GetTypeRequest(name=f"{self.parent}/types/{type_id}")
-        return (await self.replica.types.GetType(request, metadata=self.metadata())).type
+        call = self.replica.types.GetType(request, metadata=self.metadata())
+        answer: type_service_pb2.GetTypeResponse = await call
+        return answer.type
 
     async def create(
         self,
@@ -191,11 +197,16 @@ class Shore:
         request = pb.CreateEntityRequest(parent=f"{self.parent}/types/{type_id}", entity_id=entity_id, **more)
         request.entity.data.SetInParent()
         request.entity.data.update(data)
-        return await self.replica.entities.CreateEntity(request, metadata=self.metadata(**headers or {}))
+        answer: pb.CreateEntityResponse = await self.replica.entities.CreateEntity(
+            request, metadata=self.metadata(**headers or {})
+        )
+        return answer
 
     async def get(self, entity_id: str, type_id: str = "buoy", **more: Any) -> entity_pb2.Entity:
         request = pb.GetEntityRequest(name=self.name(entity_id, type_id), **more)
-        return (await self.replica.entities.GetEntity(request, metadata=self.metadata())).entity
+        call = self.replica.entities.GetEntity(request, metadata=self.metadata())
+        answer: pb.GetEntityResponse = await call
+        return answer.entity
 
     async def update(
         self,
@@ -209,28 +220,39 @@ class Shore:
         request.entity.name = self.name(entity_id, type_id)
         request.entity.data.SetInParent()
         request.entity.data.update(data)
-        return await self.replica.entities.UpdateEntity(request, metadata=self.metadata(**headers or {}))
+        answer: pb.UpdateEntityResponse = await self.replica.entities.UpdateEntity(
+            request, metadata=self.metadata(**headers or {})
+        )
+        return answer
 
     async def delete(
         self, entity_id: str, type_id: str = "buoy", headers: dict[str, str] | None = None, **more: Any
     ) -> pb.DeleteEntityResponse:
         request = pb.DeleteEntityRequest(name=self.name(entity_id, type_id), **more)
-        return await self.replica.entities.DeleteEntity(request, metadata=self.metadata(**headers or {}))
+        answer: pb.DeleteEntityResponse = await self.replica.entities.DeleteEntity(
+            request, metadata=self.metadata(**headers or {})
+        )
+        return answer
 
     async def undelete(self, entity_id: str, type_id: str = "buoy", **more: Any) -> pb.UndeleteEntityResponse:
         request = pb.UndeleteEntityRequest(name=self.name(entity_id, type_id), **more)
-        return await self.replica.entities.UndeleteEntity(request, metadata=self.metadata())
+        answer: pb.UndeleteEntityResponse = await self.replica.entities.UndeleteEntity(
+            request, metadata=self.metadata()
+        )
+        return answer
 
-    async def list(self, type_id: str = "buoy", **query: Any) -> pb.ListEntitiesResponse:
+    async def page(self, type_id: str = "buoy", **query: Any) -> pb.ListEntitiesResponse:
         request = pb.ListEntitiesRequest(parent=f"{self.parent}/types/{type_id}", **query)
-        return await self.replica.entities.ListEntities(request, metadata=self.metadata())
+        call = self.replica.entities.ListEntities(request, metadata=self.metadata())
+        answer: pb.ListEntitiesResponse = await call
+        return answer
 
     async def list_ids(self, type_id: str = "buoy", **query: Any) -> list[str]:
         """The ids of all pages."""
         ids: list[str] = []
         token = ""
         while True:
-            page = await self.list(type_id, page_token=token, **query)
+            page = await self.page(type_id, page_token=token, **query)
             ids += [entity.name.rsplit("/", 1)[1] for entity in page.entities]
             token = page.next_page_token
             if not token:
@@ -238,11 +260,15 @@ class Shore:
 
     async def transact(self, *mutations: entity_pb2.Mutation, **more: Any) -> pb.TransactResponse:
         request = pb.TransactRequest(parent=self.parent, mutations=mutations, **more)
-        return await self.replica.entities.Transact(request, metadata=self.metadata())
+        call = self.replica.entities.Transact(request, metadata=self.metadata())
+        answer: pb.TransactResponse = await call
+        return answer
 
     async def batch(self, *writes: entity_pb2.Mutation, **more: Any) -> pb.BatchWriteResponse:
         request = pb.BatchWriteRequest(parent=self.parent, writes=writes, **more)
-        return await self.replica.entities.BatchWrite(request, metadata=self.metadata())
+        call = self.replica.entities.BatchWrite(request, metadata=self.metadata())
+        answer: pb.BatchWriteResponse = await call
+        return answer
 
     def creating(self, entity_id: str, data: dict[str, Any], type_id: str = "buoy") -> entity_pb2.Mutation:
         create = entity_pb2.CreateMutation(name=self.name(entity_id, type_id), data_json=json.dumps(data).encode())
@@ -307,9 +333,9 @@ async def other_replica(deployment: Deployment) -> AsyncIterator[Replica]:
 
 
 @pytest.fixture
-def shore(replica: Replica) -> Iterator[Shore]:
+def shore(replica: Replica) -> Shore:
     """A fresh namespace, seen by its owner."""
-    yield replica.shore()
+    return replica.shore()
 
 
 async def _make_database(postgres: str, name: str) -> tuple[str, str, str]:  # noqa: F811
@@ -322,13 +348,14 @@ async def _make_database(postgres: str, name: str) -> tuple[str, str, str]:  # n
         ):
             await connection.execute(statement.encode())
     superuser = psycopg.conninfo.make_conninfo(postgres, dbname=name)
+    defaults = f"ALTER DEFAULT PRIVILEGES FOR ROLE {name}_owner GRANT"
     async with await psycopg.AsyncConnection.connect(superuser, autocommit=True) as connection:
         for statement in (
             "REVOKE ALL ON SCHEMA public FROM PUBLIC",
             f"ALTER SCHEMA public OWNER TO {name}_owner",
             f"GRANT USAGE ON SCHEMA public TO {name}_app",
-            f"ALTER DEFAULT PRIVILEGES FOR ROLE {name}_owner GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {name}_app",
-            f"ALTER DEFAULT PRIVILEGES FOR ROLE {name}_owner GRANT USAGE ON SEQUENCES TO {name}_app",
+            f"{defaults} SELECT, INSERT, UPDATE, DELETE ON TABLES TO {name}_app",
+            f"{defaults} USAGE ON SEQUENCES TO {name}_app",
         ):
             await connection.execute(statement.encode())
     as_user = psycopg.conninfo.make_conninfo
@@ -341,8 +368,18 @@ def _write_secret(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def error_info(failure: grpc.aio.AioRpcError) -> Any:
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until *condition* holds."""
+    async with asyncio.timeout(20):
+        while True:
+            if await condition():
+                return
+            await asyncio.sleep(0.02)
+
+
+def error_info(failure: object) -> Any:
     """The ``ErrorInfo`` of a refusal."""
+    assert isinstance(failure, grpc.aio.AioRpcError)
     details = dict(failure.trailing_metadata() or ())["grpc-status-details-bin"]
     assert isinstance(details, bytes)
     return info_in(status_pb2.Status.FromString(details))

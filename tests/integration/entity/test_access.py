@@ -17,7 +17,7 @@ async def test_a_stranger_learns_nothing(replica: Replica, shore: Shore) -> None
     await shore.declare()
     await shore.create("b1", {})
     stranger = replica.member(shore.namespace, 0)
-    for call in (stranger.get("b1"), stranger.list(), stranger.create("b2", {}), stranger.get_type()):
+    for call in (stranger.get("b1"), stranger.page(), stranger.create("b2", {}), stranger.get_type()):
         assert await reason(call) == "NOT_FOUND"
 
 

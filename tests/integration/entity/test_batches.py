@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -212,7 +213,7 @@ async def test_content_that_is_no_json_object_of_ours_is_refused(shore: Shore, c
 async def test_concurrent_batches_and_transactions_leave_a_dense_log(shore: Shore, other_replica: Replica) -> None:
     await shore.declare()
     elsewhere = shore.through(other_replica)
-    calls = []
+    calls: list[Coroutine[Any, Any, Any]] = []
     for n in range(10):
         side = shore if n % 2 else elsewhere
         calls.append(side.batch(*(side.updating(f"b{k}", {"n": n}, allow_missing=True) for k in range(20))))

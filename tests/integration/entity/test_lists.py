@@ -150,16 +150,16 @@ async def test_without_an_order_a_list_is_by_id(harbour: tuple[Shore, dict[str, 
 
 async def test_page_sizes_are_coerced(harbour: tuple[Shore, dict[str, Data], set[str]]) -> None:
     shore, stored, deleted = harbour
-    assert len((await shore.list()).entities) == 50
-    assert len((await shore.list(page_size=5000)).entities) == len(stored) - len(deleted)
-    assert await reason(shore.list(page_size=-1)) == "INVALID_FIELD"
+    assert len((await shore.page()).entities) == 50
+    assert len((await shore.page(page_size=5000)).entities) == len(stored) - len(deleted)
+    assert await reason(shore.page(page_size=-1)) == "INVALID_FIELD"
 
 
 async def test_the_last_page_has_no_token_even_when_it_is_full(
     harbour: tuple[Shore, dict[str, Data], set[str]],
 ) -> None:
     shore, stored, deleted = harbour
-    assert not (await shore.list(page_size=len(stored) - len(deleted))).next_page_token
+    assert not (await shore.page(page_size=len(stored) - len(deleted))).next_page_token
 
 
 @pytest.mark.parametrize("change", ["filter", "order_by", "show_deleted", "type", "tampered", "foreign"])
@@ -167,53 +167,53 @@ async def test_a_page_token_works_only_in_its_own_list(
     harbour: tuple[Shore, dict[str, Data], set[str]], replica: Replica, change: str
 ) -> None:
     shore, _, _ = harbour
-    token = (await shore.list(page_size=3)).next_page_token
-    assert (await shore.list(page_size=99, page_token=token)).entities
+    token = (await shore.page(page_size=3)).next_page_token
+    assert (await shore.page(page_size=99, page_token=token)).entities
     if change == "type":
         await shore.declare(f"other{random.randrange(10**9)}")
-        call = shore.list("other", page_token=token)
+        call = shore.page("other", page_token=token)
     elif change == "tampered":
-        call = shore.list(page_token=("B" if token[5] != "B" else "C").join((token[:5], token[6:])))
+        call = shore.page(page_token=("B" if token[5] != "B" else "C").join((token[:5], token[6:])))
     elif change == "foreign":
         elsewhere = replica.shore()
         await elsewhere.declare()
-        call = elsewhere.list(page_token=token)
+        call = elsewhere.page(page_token=token)
     else:
-        changed: dict[str, Any] = {
+        changed: dict[str, dict[str, Any]] = {
             "filter": {"filter": "NOT data.depth = 1"},
             "order_by": {"order_by": "data.country"},
             "show_deleted": {"show_deleted": True},
-        }[change]
-        call = shore.list(page_token=token, **changed)
+        }
+        call = shore.page(page_token=token, **changed[change])
     assert await reason(call) == "PAGE_TOKEN_INVALID"
 
 
 async def test_a_page_goes_on_after_what_was_deleted_meanwhile(shore: Shore) -> None:
     await shore.declare(indexes=[{"fields": ["data.n"]}])
     await shore.batch(*(shore.creating(f"b{n}", {"n": n}) for n in range(9)))
-    page = await shore.list(order_by="data.n", page_size=3)
+    page = await shore.page(order_by="data.n", page_size=3)
     await shore.delete("b2")
     await shore.update("b0", {"n": 100})
-    rest = await shore.list(order_by="data.n", page_token=page.next_page_token)
+    rest = await shore.page(order_by="data.n", page_token=page.next_page_token)
     assert [entity.name[-1] for entity in rest.entities] == ["3", "4", "5", "6", "7", "8", "0"]
 
 
 async def test_a_dropped_index_ends_its_walks(shore: Shore) -> None:
     await shore.declare(indexes=[{"fields": ["data.n"]}])
     await shore.batch(*(shore.creating(f"b{n}", {"n": n}) for n in range(9)))
-    token = (await shore.list(order_by="data.n", page_size=3)).next_page_token
+    token = (await shore.page(order_by="data.n", page_size=3)).next_page_token
     await shore.change_type(indexes=[])
-    assert await reason(shore.list(order_by="data.n", page_token=token)) == "PAGE_TOKEN_INVALID"
-    assert await reason(shore.list(order_by="data.n")) == "INDEX_REQUIRED"
+    assert await reason(shore.page(order_by="data.n", page_token=token)) == "PAGE_TOKEN_INVALID"
+    assert await reason(shore.page(order_by="data.n")) == "INDEX_REQUIRED"
 
 
 async def test_what_needs_an_index_and_has_none_is_refused_with_the_index_to_declare(shore: Shore) -> None:
     await shore.declare(schema=SCHEMA)
-    failure = await refusal(shore.list(filter='data.country = "CH"', order_by="data.depth desc"))
+    failure = await refusal(shore.page(filter='data.country = "CH"', order_by="data.depth desc"))
     assert error_info(failure).reason == "INDEX_REQUIRED"
     wanted = json.loads(error_info(failure).metadata["index"])
     await shore.change_type(indexes=[wanted])
-    await shore.list(filter='data.country = "CH"', order_by="data.depth desc")
+    await shore.page(filter='data.country = "CH"', order_by="data.depth desc")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ async def test_malformed_queries_are_refused(
     harbour: tuple[Shore, dict[str, Data], set[str]], query: dict[str, Any]
 ) -> None:
     shore, _, _ = harbour
-    assert await reason(shore.list(**query)) == "INVALID_FIELD"
+    assert await reason(shore.page(**query)) == "INVALID_FIELD"
 
 
 async def test_a_read_mask_returns_only_what_it_names(shore: Shore) -> None:
@@ -244,7 +244,7 @@ async def test_a_read_mask_returns_only_what_it_names(shore: Shore) -> None:
     entity = await shore.get("b1", read_mask=mask)
     assert json_format.MessageToDict(entity.data) == {"b": {"c": 2}, "e": [1]}
     assert entity.etag == '"2"'
-    (listed,) = (await shore.list(read_mask=mask)).entities
+    (listed,) = (await shore.page(read_mask=mask)).entities
     assert listed == entity
     assert (await shore.get("b1", read_mask=["*"])).data["a"] == 1
 
@@ -264,7 +264,7 @@ async def test_a_page_examines_at_most_its_budget(shore: Shore, monkeypatch: pyt
         found: list[str] = []
         token = ""
         while True:
-            page = await shore.list(page_token=token, **query)
+            page = await shore.page(page_token=token, **query)
             pages.append(len(page.entities))
             found += [entity.name for entity in page.entities]
             token = page.next_page_token
@@ -280,7 +280,7 @@ async def test_deleted_entities_in_the_way_end_a_page_too(shore: Shore, monkeypa
     await shore.declare()
     await shore.batch(*(shore.creating(f"b{n:03}", {}) for n in range(250)))
     await shore.batch(*(shore.deleting(f"b{n:03}") for n in range(240)))
-    page = await shore.list()
+    page = await shore.page()
     assert (len(page.entities), bool(page.next_page_token)) == (0, True)
     assert len(await shore.list_ids()) == 10
 
@@ -290,8 +290,9 @@ async def test_a_page_ends_at_three_mebibytes(shore: Shore) -> None:
     text = "x" * 250_000
     for start in (0, 10):
         await shore.batch(*(shore.creating(f"b{n:02}", {"n": n, "t": text}) for n in range(start, start + 10)))
-    for query in ({}, {"order_by": "data.n"}, {"order_by": "data.n desc"}):
-        page = await shore.list(page_size=1000, **query)
+    queries: tuple[dict[str, Any], ...] = ({}, {"order_by": "data.n"}, {"order_by": "data.n desc"})
+    for query in queries:
+        page = await shore.page(page_size=1000, **query)
         assert len(page.entities) == 12
         assert page.ByteSize() < 3 * 2**20 + 10_000
         assert len(await shore.list_ids(page_size=1000, **query)) == 20
@@ -353,7 +354,7 @@ async def test_a_minimum_revision_that_does_not_exist_is_refused(shore: Shore) -
     failure = await refusal(shore.get("b1", min_revision=3))
     assert error_info(failure).reason == "FUTURE_REVISION"
     assert error_info(failure).metadata["head_revision"] == "2"
-    assert await reason(shore.list(min_revision=3)) == "FUTURE_REVISION"
+    assert await reason(shore.page(min_revision=3)) == "FUTURE_REVISION"
     request = pb.GetEntityRequest(name=shore.name("b1"))
     for position, expected in (
         (f"{shore.namespace.epoch}.2", ""),

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from strandline.entity.v1 import entity_pb2, type_service_pb2
 from strandline.stream.v1 import feed_pb2
 
-from tests.integration.entity.conftest import ANY, Replica, Shore, error_info, pointers, reason, refusal
+from tests.integration.entity.conftest import ANY, Replica, Shore, error_info, eventually, pointers, reason, refusal
 
 BUOY: dict[str, Any] = {
     "type": "object",
@@ -26,12 +26,12 @@ Index = entity_pb2.Index
 
 async def ready(shore: Shore, type_id: str = "buoy") -> entity_pb2.EntityType:
     """The type once none of its indexes is being built."""
-    async with asyncio.timeout(20):
-        while True:
-            type_ = await shore.get_type(type_id)
-            if all(index.state != Index.BUILDING for index in type_.indexes):
-                return type_
-            await asyncio.sleep(0.02)
+
+    async def built() -> bool:
+        return all(index.state != Index.BUILDING for index in (await shore.get_type(type_id)).indexes)
+
+    await eventually(built)
+    return await shore.get_type(type_id)
 
 
 async def remove_type(shore: Shore, **more: Any) -> Any:
@@ -80,7 +80,7 @@ async def test_types_are_listed_by_id_in_pages(shore: Shore) -> None:
         if not token:
             break
     assert seen == names
-    tampered = type_service_pb2.ListTypesRequest(parent=shore.parent, page_token="AAAA")
+    tampered = type_service_pb2.ListTypesRequest(parent=shore.parent, page_token="A" * 40)
     assert await reason(shore.replica.types.ListTypes(tampered, metadata=shore.metadata())) == "PAGE_TOKEN_INVALID"
 
 
@@ -228,7 +228,7 @@ async def test_an_index_added_later_is_built_while_writes_go_on(
     await shore.batch(*(shore.deleting(f"b{n:04}") for n in range(0, 1500, 10)))
     type_ = await shore.change_type(indexes=[{"fields": ["data.n"]}])
     assert type_.indexes[0].state == Index.BUILDING
-    assert await reason(shore.list(filter="data.n = 3")) == "INDEX_REQUIRED"
+    assert await reason(shore.page(filter="data.n = 3")) == "INDEX_REQUIRED"
     elsewhere = shore.through(other_replica)
     for n in range(1, 1500, 100):
         await elsewhere.batch(
@@ -254,7 +254,7 @@ async def all_of(shore: Shore, **query: Any) -> list[entity_pb2.Entity]:
     entities: list[entity_pb2.Entity] = []
     token = ""
     while True:
-        page = await shore.list(page_size=1000, page_token=token, **query)
+        page = await shore.page(page_size=1000, page_token=token, **query)
         entities += page.entities
         if not (token := page.next_page_token):
             return entities
@@ -357,9 +357,11 @@ async def test_the_entries_of_a_dropped_index_go_away(shore: Shore) -> None:
     await shore.batch(*(shore.creating(f"b{n}", {"n": n}) for n in range(100)))
     await shore.change_type(indexes=[{"fields": ["data.n"]}])
     count = "SELECT count(*) FROM index_entries WHERE namespace = %s"
-    async with asyncio.timeout(10):
-        while await shore.replica.deployment.rows(count, shore.namespace.id) != [(100,)]:
-            await asyncio.sleep(0.02)
+
+    async def gone() -> bool:
+        return await shore.replica.deployment.rows(count, shore.namespace.id) == [(100,)]
+
+    await eventually(gone)
 
 
 async def test_a_build_goes_on_where_another_process_left_it(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:

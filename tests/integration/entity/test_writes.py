@@ -118,7 +118,7 @@ async def test_what_never_existed_is_not_found(shore: Shore) -> None:
     assert await reason(shore.delete("b1")) == "NOT_FOUND"
     assert await reason(shore.undelete("b1")) == "NOT_FOUND"
     assert await reason(shore.create("b1", {}, type_id="whale")) == "NOT_FOUND"
-    assert await reason(shore.list("whale")) == "NOT_FOUND"
+    assert await reason(shore.page("whale")) == "NOT_FOUND"
 
 
 async def test_allow_missing_makes_an_update_an_upsert(shore: Shore) -> None:

@@ -1,0 +1,153 @@
+"""Which schemas are accepted, what they say about fields, and which may follow which."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from services.entity.compatibility import (
+    BACKWARD,
+    BACKWARD_TRANSITIVE,
+    FORWARD,
+    FULL,
+    NONE,
+    check_compatible,
+)
+from services.entity.schemas import check_schema, compile_schema, field_types, violation_error
+from services.runtime.errors import FailedPrecondition, InvalidArgument
+
+TEXT = {"type": "string"}
+NODE = {
+    "type": "object",
+    "properties": {"next": {"$ref": "#/$defs/node"}, "value": {"type": ["number", "null"]}},
+}
+
+
+def closed(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+def doubling(levels: int) -> dict[str, Any]:
+    """A schema that tries 2^levels alternatives for one value."""
+    defs: dict[str, Any] = {f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(levels)}
+    return {**closed(a={"$ref": "#/$defs/d0"}), "$defs": {**defs, f"d{levels}": TEXT}}
+
+
+def test_a_recursive_schema_is_accepted() -> None:
+    check_schema({**closed(first={"$ref": "#/$defs/node"}), "$defs": {"node": NODE}}, "type.schema")
+
+
+def test_a_union_of_twenty_kinds_is_accepted() -> None:
+    kinds = [closed(kind={"const": n}, value={"type": "number"}) for n in range(20)]
+    check_schema(closed(item={"oneOf": kinds}, items={"type": "array", "items": {"oneOf": kinds}}), "type.schema")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        doubling(12),
+        doubling(60),
+        # The same through nesting: each level of the data doubles the work.
+        {
+            **closed(a={"$ref": "#/$defs/n"}),
+            "$defs": {"n": {"properties": {"a": {"anyOf": [{"$ref": "#/$defs/n"}, {"$ref": "#/$defs/n"}]}}}},
+        },
+        {**closed(), "$ref": "#"},
+        {
+            **closed(),
+            "allOf": [{"$ref": "#/$defs/x"}],
+            "$defs": {"x": {"$ref": "#/$defs/y"}, "y": {"$ref": "#/$defs/x"}},
+        },
+        closed(a={"$dynamicRef": "#a"}),
+        closed(a={"$id": "https://example.com/a", "type": "string"}),
+    ],
+)
+def test_a_schema_that_could_hold_up_the_validator_is_refused_at_once(schema: dict[str, Any]) -> None:
+    started = time.monotonic()
+    with pytest.raises(InvalidArgument):
+        check_schema(schema, "type.schema")
+    assert time.monotonic() - started < 1
+
+
+def test_the_largest_cost_that_is_accepted_is_bearable() -> None:
+    schema = doubling(7)
+    check_schema(schema, "type.schema")
+    validator = compile_schema(schema)
+    started = time.monotonic()
+    assert not validator.is_valid({"a": list(range(20_000))})
+    assert time.monotonic() - started < 1
+
+
+def test_a_schema_is_closed_at_its_top_unless_it_says_otherwise() -> None:
+    assert not compile_schema(closed(a=TEXT)).is_valid({"b": 1})
+    assert compile_schema({**closed(a=TEXT), "additionalProperties": True}).is_valid({"b": 1})
+    assert compile_schema({**closed(a=TEXT), "patternProperties": {"^x": {}}}).is_valid({"x1": 1})
+    assert compile_schema(closed(a={"type": "object"})).is_valid({"a": {"b": 1}})
+
+
+def test_violations_are_counted_to_a_hundred_and_kept_short() -> None:
+    schema = closed(a={"type": "array", "items": {"type": "integer"}})
+    failure = violation_error(compile_schema(schema), {"a": ["x" * 5000] * 500}, "entity.data")
+    assert len(failure.violations) == 100
+    assert failure.violations[7].pointer == "/a/7"
+    assert max(len(violation.message) for violation in failure.violations) <= 300
+
+
+def test_a_pointer_escapes_its_keys() -> None:
+    failure = violation_error(compile_schema(closed()), {"a/b~c": 1}, "entity.data")
+    assert failure.violations[0].pointer == "/a~1b~0c"
+
+
+def test_field_types_are_read_through_references() -> None:
+    schema = {
+        **closed(name=TEXT, tags={"type": "array", "items": TEXT}, first={"$ref": "#/$defs/node"}, any={}),
+        "$defs": {"node": NODE},
+    }
+    types = field_types(schema)
+    assert types[("name",)] == {"string"}
+    assert types[("tags",)] == {"array"}
+    assert types[("tags", "[]")] == {"string"}
+    assert types[("first", "next", "value")] == {"number", "null"}
+    assert ("any",) not in types
+
+
+OLD = closed(a=TEXT, b=closed(c=TEXT))
+
+
+@pytest.mark.parametrize(
+    ("compatibility", "new", "places"),
+    [
+        (BACKWARD, OLD, []),
+        (BACKWARD, {**OLD, "title": "A buoy"}, []),
+        (BACKWARD, closed(**OLD["properties"], d=TEXT), []),
+        (BACKWARD, {**closed(**OLD["properties"], d=TEXT), "required": ["d"]}, ["/required"]),
+        (BACKWARD, closed(a=TEXT), ["/properties/b"]),
+        (BACKWARD, closed(a={"type": "integer"}, b=closed(c=TEXT)), ["/properties/a"]),
+        (BACKWARD, closed(a=TEXT, b=closed(c=TEXT, d=TEXT)), ["/properties/b/properties/d"]),
+        (BACKWARD, {**OLD, "minProperties": 1}, ["/minProperties"]),
+        (BACKWARD, closed(a={"type": "string", "const": 1}, b=closed(c=TEXT)), ["/properties/a"]),
+        (FORWARD, closed(**OLD["properties"], d=TEXT), ["/properties/d"]),
+        (FORWARD, closed(a=TEXT), []),
+        (FORWARD, {**OLD, "required": ["a"]}, []),
+        (FULL, closed(**OLD["properties"], d=TEXT), ["/properties/d"]),
+        (FULL, {**OLD, "description": "x"}, []),
+        (NONE, {"type": "object", "minProperties": 9}, []),
+    ],
+)
+def test_what_may_follow_what(compatibility: int, new: dict[str, Any], places: list[str]) -> None:
+    if not places:
+        check_compatible(compatibility, [OLD], new)
+        return
+    with pytest.raises(FailedPrecondition) as raised:
+        check_compatible(compatibility, [OLD], new)
+    assert raised.value.reason == "INCOMPATIBLE_SCHEMA"
+    assert [violation.pointer for violation in raised.value.violations] == places
+
+
+def test_transitive_looks_at_all_versions() -> None:
+    versions = [closed(a=TEXT), closed(a=TEXT, b={"type": "integer"}), closed(a=TEXT)]
+    check_compatible(BACKWARD, versions, closed(a=TEXT, b=TEXT))
+    with pytest.raises(FailedPrecondition):
+        check_compatible(BACKWARD_TRANSITIVE, versions, closed(a=TEXT, b=TEXT))
