@@ -242,3 +242,17 @@ async def test_draining_ends_every_feed_with_where_to_go_on(owner: Owner, stream
             end = await reader.end(seconds=3)
             assert (end.reason, end.resume_after_revision) == (feed_pb2.End.DRAINING, 1)
         await draining
+
+
+async def test_a_snapshot_that_was_left_for_too_long_is_expired(
+    owner: Owner, stream: StreamService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await owner.write(TIDES, {("buoy", f"b{n:03}"): {"n": n} for n in range(35)})
+    async with stream.watch(snapshot=True) as reader:
+        token = (await reader.next()).snapshot_page.resume_token
+    monkeypatch.setattr("services.stream.snapshots.LIFETIME_SECONDS", -2)
+    async with stream.watch(resume_token=token) as reader:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await reader.next()
+    assert raised.value.code() == grpc.StatusCode.OUT_OF_RANGE
+    assert reason(raised.value)[0] == "SNAPSHOT_EXPIRED"

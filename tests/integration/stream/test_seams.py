@@ -201,3 +201,24 @@ async def test_system_is_read_by_administrators_only(owner: Owner, stream: Strea
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await reader.next()
     assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_hub_that_was_out_of_touch_until_the_log_was_cut_says_so_and_starts_again(
+    owner: Owner, make_stream: MakeStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.stream.hubs.POLL_SECONDS", 3600)  # only the bus can tell it
+    stream = await make_stream()
+    async with stream.watch(now=True) as reader:
+        await reader.next()
+        owner.announces = False
+        for n in range(9):
+            await owner.put(TIDES, "a", n=n)
+        await owner.execute("UPDATE heads SET horizon = 5 WHERE namespace = %s", "tides")
+        owner.announces = True
+        await owner.put(TIDES, "a", n=10)
+        end = await reader.end()
+        assert (end.reason, end.resume_after_revision) == (feed_pb2.End.COMPACTED, 0)
+    async with stream.watch(now=True) as reader:
+        assert (await reader.next()).revision == 10
+        await owner.put(TIDES, "a", n=11)
+        assert [unit.revision for unit in await reader.until(11)] == [11]
