@@ -8,8 +8,10 @@ ids follow from the import's own id, so that a batch that is sent again is not w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import gzip
+import io
 import json
 import lzma
 import uuid
@@ -18,8 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
+from google.rpc import error_details_pb2
 from strandline.entity.v1 import entity_pb2, entity_service_pb2
 from strandline_client import Client
+
+from strandline_cli.api import ApiError
+from strandline_cli.platform import Running
 
 BATCH_ROWS = 500
 # Rows of a batch together, so that a request stays below the edge's 4 MiB.
@@ -57,13 +63,13 @@ class Account:
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
 
-def open_text(path: Path) -> IO[str]:
-    """*path* as UTF-8 text, unpacked if its name ends in .xz or .gz."""
+def open_text(path: Path, raw: IO[bytes]) -> IO[str]:
+    """*raw* as UTF-8 text, unpacked if the name of *path* ends in .xz or .gz."""
     if path.suffix == ".xz":
-        return cast(IO[str], lzma.open(path, "rt", encoding="utf-8", newline=""))
+        return cast(IO[str], lzma.open(raw, "rt", encoding="utf-8", newline=""))
     if path.suffix == ".gz":
-        return cast(IO[str], gzip.open(path, "rt", encoding="utf-8", newline=""))
-    return path.open(encoding="utf-8", newline="")
+        return cast(IO[str], gzip.open(raw, "rt", encoding="utf-8", newline=""))
+    return io.TextIOWrapper(raw, encoding="utf-8", newline="")
 
 
 def is_csv(path: Path) -> bool:
@@ -159,8 +165,8 @@ class Import:
         """Send all *rows*, a few batches at a time.
 
         Raises:
-            grpc.aio.AioRpcError: the whole of a batch was refused (no access, no such namespace) or could not be
-                sent for longer than the client retries.
+            strandline_client.ApiError: the whole of a batch was refused (no access, no such namespace), or could not
+                be sent for longer than the client retries.
         """
         under_way: dict[asyncio.Task[None], set[tuple[str, str]]] = {}
         async with asyncio.TaskGroup() as group:
@@ -204,3 +210,67 @@ class Import:
     def _reject(self, row: Row, reason: str, text: str) -> None:
         self.account.reject(reason)
         self._rejected(row, reason, text)
+
+
+def reason_and_text(result: entity_service_pb2.BatchWriteResponse.Result) -> tuple[str, str]:
+    """Why a row was refused: the stable reason, and its words with each violation's pointer."""
+    info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in result.status.details:
+        detail.Unpack(info)
+        detail.Unpack(request)
+    violations = "; ".join(f"{violation.field}: {violation.description}" for violation in request.field_violations)
+    return info.reason or "INTERNAL", violations or result.status.message
+
+
+def rows_of(
+    path: Path, lines: IO[str], kind: str | None, id_column: str | None, running: Running, namespace: str
+) -> Iterator[Row]:
+    """The rows of *path* in whichever format it has.
+
+    Raises:
+        ImportFileError: CSV without the options it needs, or of a type that does not exist.
+    """
+    if not is_csv(path):
+        return read_json_lines(lines, kind)
+    if kind is None or id_column is None:
+        raise ImportFileError("CSV says neither type nor id: --type TYPE --id COLUMN")
+    try:
+        schema = running.api().call("GET", f"/v1/namespaces/{namespace}/types/{kind}")["schema"]
+    except ApiError as failure:
+        raise ImportFileError(f"the type {kind} of {namespace} cannot be read: {failure}") from failure
+    return read_csv(lines, kind, id_column, column_kinds(schema))
+
+
+async def import_file(
+    running: Running,
+    namespace: str,
+    path: Path,
+    *,
+    kind: str | None,
+    id_column: str | None,
+    rejects: Path | None,
+    progress: Callable[[int, int], None],
+) -> Account:
+    """Import *path*; *progress* is told of rows done and bytes of the file read so far.
+
+    Rejected rows are written to *rejects* as JSON lines {"line", "type", "id", "reason", "message", "data"}.
+
+    Raises:
+        ImportFileError: the file cannot be imported at all.
+        ApiError: the platform refused everything, for example for want of access.
+    """
+    with (
+        path.open("rb") as raw,
+        open_text(path, raw) as lines,
+        rejects.open("w", encoding="utf-8") if rejects else contextlib.nullcontext() as output,
+    ):
+
+        def rejected(row: Row, reason: str, message: str) -> None:
+            if output is not None:
+                data = json.loads(row.data_json) if row.data_json else None
+                record = {"line": row.number, "type": row.type, "id": row.id, "reason": reason, "message": message}
+                output.write(json.dumps(record | {"data": data}, ensure_ascii=False) + "\n")
+
+        rows = rows_of(path, lines, kind, id_column, running, namespace)
+        async with running.client() as client:
+            return await Import(client, namespace, rejected, lambda count: progress(count, raw.tell())).run(rows)

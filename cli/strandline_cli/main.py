@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from strandline_cli.home import Home
+from strandline_cli.home import AlreadyRunning, Home
+
+if TYPE_CHECKING:
+    from strandline_cli.platform import Running
 
 app = typer.Typer(
     help="Strandline on one machine: the real PostgreSQL, NATS and Envoy, for development only.",
@@ -84,12 +88,14 @@ def down() -> None:
 def reset(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Remove all data, keys and logs of the local platform."""
     home = Home.from_environment()
-    if (pid := home.holder()) is not None:
-        _refuse(f"Strandline runs in {home.root}, pid {pid}. First: strandline down")
-    if not yes:
-        typer.confirm(f"Remove everything in {home.root}?", abort=True)
-    home.erase()
-    print(f"{home.root} is empty")
+    try:
+        with home.hold():
+            if not yes:
+                typer.confirm(f"Remove everything in {home.root}?", abort=True)
+            home.erase()
+    except AlreadyRunning as other:
+        _refuse(f"Strandline runs in {home.root}, pid {other.pid}. First: strandline down")
+    print(f"Removed all data in {home.root}")
 
 
 @app.command()
@@ -123,12 +129,55 @@ def mail(as_json: Annotated[bool, typer.Option("--json", help="One JSON object p
             print("\n".join(f"{name.title()}: {value}" for name, value in headers.items()), text, "", sep="\n")
 
 
+@app.command("import")
+def import_(
+    namespace: Annotated[str, typer.Argument()],
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    kind: Annotated[str | None, typer.Option("--type", help="Type of rows that do not say it; needed for CSV.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="CSV: the column that holds the id.")] = None,
+    rejects: Annotated[Path | None, typer.Option(help="Write rejected rows here, as JSON lines.")] = None,
+) -> None:
+    """Upsert the rows of a file: JSON lines {"type", "id", "data"} or CSV, also as .xz or .gz.
+
+    Exit code 0 when every row was accepted, 1 when some were not.
+    """
+    from strandline_cli.import_command import run_import
+
+    raise typer.Exit(run_import(_running(), namespace, file, kind=kind, id_column=id_column, rejects=rejects))
+
+
+@app.command()
+def demo() -> None:
+    """Write a history while four watchers follow it and parts of the platform are killed. Takes under a minute."""
+    import asyncio
+
+    from rich.console import Console
+
+    from strandline_cli.demo import demo as run
+    from strandline_cli.demo import verdict
+
+    running = _running()
+    held = asyncio.run(run(running, Console()))
+    print(f"\n{verdict(held)}")
+    raise typer.Exit(0 if held else 1)
+
+
 def main() -> None:
     """Entry point of the console script."""
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _running() -> Running:
+    """The platform of this home; ends the command when there is none."""
+    from strandline_cli.platform import NothingRuns, Running
+
+    try:
+        return Running.in_home(Home.from_environment())
+    except NothingRuns as failure:
+        _refuse(str(failure))
 
 
 def _refuse(text: str) -> NoReturn:
