@@ -20,7 +20,11 @@ TRANSPORTS = ("grpc", "ndjson", "sse", "websocket")
 
 @pytest.fixture
 async def replica(owner: Owner, nats_server: Nats, run_folder: Any) -> AsyncGenerator[Replica, None]:
-    made = Replica(lambda: StreamService(owner.socket, nats_server.url, run_folder / "stream", http_port=made.port))
+    # A small ring, so that a slow reader falls off it.
+    options = {"http_port": free_port(), "ring_bytes": 1_000_000}
+    made = Replica(
+        options["http_port"], lambda: StreamService(owner.socket, nats_server.url, run_folder / "s", **options)
+    )
     await made.start()
     yield made
     await made.service.stop()
@@ -29,8 +33,8 @@ async def replica(owner: Owner, nats_server: Nats, run_folder: Any) -> AsyncGene
 class Replica:
     """A stream service that can go away and come back at the same addresses."""
 
-    def __init__(self, make: Callable[[], StreamService]) -> None:
-        self.port = free_port()
+    def __init__(self, port: int, make: Callable[[], StreamService]) -> None:
+        self.port = port
         self._make = make
 
     async def start(self) -> None:
@@ -94,6 +98,26 @@ async def test_a_snapshot_that_breaks_off_goes_on_where_it_was(owner: Owner, rep
                 assert seen.page is not None
             assert seen.summary[0] == 40
             assert look(await anext(messages)).units == [2]
+        await messages.aclose()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_slow_reader_is_held_back_and_reads_the_log_later(
+    owner: Owner, replica: Replica, transport: str
+) -> None:
+    async with replica.client() as client:
+        messages = feed(client, transport, Start(now=True))
+        await anext(messages)
+        for n in range(60):  # 24 MB with the previous data: more than all sockets on the way hold
+            await owner.put(TIDES, "a", n=n, padding="x" * 200_000)
+        before = owner.reads_of_units
+        look: Callable[[Any], Any] = watching.look if transport == "grpc" else http_watching.look
+        found: list[int] = []
+        async with asyncio.timeout(20):
+            while len(found) < 60:
+                found += look(await anext(messages)).units or []
+        assert found == list(range(1, 61))
+        assert owner.reads_of_units > before, "the reader never left the ring: nothing held it back"
         await messages.aclose()
 
 
