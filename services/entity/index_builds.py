@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -39,9 +40,11 @@ class IndexBuilder:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._wanted = asyncio.Event()
+        self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
+        self._stopping = False
         self._task = asyncio.create_task(self._run())
 
     def wake(self) -> None:
@@ -49,26 +52,25 @@ class IndexBuilder:
         self._wanted.set()
 
     async def stop(self) -> None:
-        """Stop between two steps or in one; nothing is lost."""
+        """Stop after the step that is being taken."""
+        self._stopping = True
+        self._wanted.set()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await self._task
 
     async def _run(self) -> None:
-        while True:
+        while not self._stopping:
             self._wanted.clear()
             try:
                 await self.work()
             except (psycopg.Error, OSError) as failure:
                 logger.warning("work on indexes is tried again: %s", failure)
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), LOOK_SECONDS)
-            except TimeoutError:
-                continue
 
     async def work(self) -> None:
         """Do all the work there is, one step of each job in turn."""
-        while True:
+        while not self._stopping:
             (jobs,) = await self._database.read("", type_store.select_jobs())
             if not jobs:
                 return

@@ -344,7 +344,7 @@ async def _make_database(postgres: str, name: str) -> tuple[str, str, str]:  # n
             f"CREATE ROLE {name}_owner NOLOGIN",
             f"CREATE ROLE {name}_migrate LOGIN IN ROLE {name}_owner",
             f"CREATE ROLE {name}_app LOGIN",
-            f"CREATE DATABASE {name} OWNER {name}_owner",
+            f'CREATE DATABASE "{name}" OWNER {name}_owner',
         ):
             await connection.execute(statement.encode())
     superuser = psycopg.conninfo.make_conninfo(postgres, dbname=name)
@@ -375,6 +375,16 @@ async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
             if await condition():
                 return
             await asyncio.sleep(0.02)
+
+
+async def ready(shore: Shore, type_id: str = "buoy") -> entity_pb2.EntityType:
+    """The type once none of its indexes is being built."""
+
+    async def built() -> bool:
+        return all(index.state != index.BUILDING for index in (await shore.get_type(type_id)).indexes)
+
+    await eventually(built)
+    return await shore.get_type(type_id)
 
 
 def error_info(failure: object) -> Any:

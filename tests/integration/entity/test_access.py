@@ -10,6 +10,7 @@ from google.protobuf import json_format
 from strandline.entity.v1 import entity_service_pb2 as pb
 from strandline.rpc.v1 import access_pb2
 
+from services.runtime.database import Statement
 from tests.integration.entity.conftest import Replica, Shore, error_info, pointers, reason, refusal
 
 
@@ -45,11 +46,13 @@ async def test_without_a_token_nobody_gets_in(shore: Shore) -> None:
 async def test_one_namespace_does_not_see_another(replica: Replica, shore: Shore) -> None:
     await shore.declare(indexes=[{"fields": ["data.n"]}])
     await shore.create("b1", {"n": 1})
-    other = replica.shore()
+    mine, other = shore.namespace.id, replica.shore()
     await other.declare(indexes=[{"fields": ["data.n"]}])
     assert await other.list_ids(order_by="data.n") == []
-    rows = await replica.service.database.read(other.namespace.id)
-    assert rows == []
+    for table in ("types", "entities", "index_entries", "units", "versions", "requests"):
+        count = Statement("SELECT count(*) FROM a_table WHERE namespace = %s".replace("a_table", table), (mine,))
+        assert await replica.service.database.read(other.namespace.id, count) == [[(0,)]]
+        assert await replica.service.database.read(mine, count) != [[(0,)]]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,17 @@ from google.protobuf import json_format
 from strandline.entity.v1 import entity_pb2, type_service_pb2
 from strandline.stream.v1 import feed_pb2
 
-from tests.integration.entity.conftest import ANY, Replica, Shore, error_info, eventually, pointers, reason, refusal
+from tests.integration.entity.conftest import (
+    ANY,
+    Replica,
+    Shore,
+    error_info,
+    eventually,
+    pointers,
+    ready,
+    reason,
+    refusal,
+)
 
 BUOY: dict[str, Any] = {
     "type": "object",
@@ -22,16 +32,6 @@ BUOY: dict[str, Any] = {
     "required": ["country"],
 }
 Index = entity_pb2.Index
-
-
-async def ready(shore: Shore, type_id: str = "buoy") -> entity_pb2.EntityType:
-    """The type once none of its indexes is being built."""
-
-    async def built() -> bool:
-        return all(index.state != Index.BUILDING for index in (await shore.get_type(type_id)).indexes)
-
-    await eventually(built)
-    return await shore.get_type(type_id)
 
 
 async def remove_type(shore: Shore, **more: Any) -> Any:
