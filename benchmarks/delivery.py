@@ -79,36 +79,32 @@ async def run(stack: Stack, *, quick: bool) -> None:
                     theirs.append(await _round(stack, _peer_feed(stack), peer_hello, READY, peer_write, seconds))
                 with meter.running():
                     ours.append(await _round(stack, socket, hello, epoch, _writer(place), seconds))
-            _emit(
-                name,
-                ours,
-                theirs,
-                {"cores": stack.cores, "cpu": meter.cores(), "ceiling_cpu": peer_meter.cores(), "seconds": seconds},
-            )
-
-
-def _emit(transport: str, ours: Sequence[Latencies], theirs: Sequence[Latencies], context: dict[str, object]) -> None:
-    for percent in (50, 99):
-        from_send = {
-            "from_send": round(statistics.median(figures.percentile(each.from_send, percent) for each in ours), 2),
-            "ceiling_from_send": round(
-                statistics.median(figures.percentile(each.from_send, percent) for each in theirs), 2
-            ),
-        }
-        figures.emit(
-            f"delivery.{transport}.p{percent}",
-            "ms",
-            [figures.percentile(each.from_commit, percent) for each in ours],
-            [figures.percentile(each.from_commit, percent) for each in theirs],
-            {
+            context = {
                 "subscribers": SUBSCRIBERS,
                 "commits_per_second": PER_SECOND,
+                "seconds": seconds,
+                "cores": stack.cores,
                 "sidecars": False,
                 "smaller_is_better": True,
-                **from_send,
-                **context,
-            },
-        )
+                "ceiling_cpu": peer_meter.cores(),
+            }
+            for percent in (50, 99):
+                figures.emit(
+                    f"delivery.{name}.p{percent}",
+                    "ms",
+                    [figures.percentile(each.from_commit, percent) for each in ours],
+                    [figures.percentile(each.from_commit, percent) for each in theirs],
+                    meter.cores(),
+                    {
+                        **context,
+                        "from_send": _from_send(ours, percent),
+                        "ceiling_from_send": _from_send(theirs, percent),
+                    },
+                )
+
+
+def _from_send(rounds: Sequence[Latencies], percent: int) -> float:
+    return round(statistics.median(figures.percentile(each.from_send, percent) for each in rounds), 2)
 
 
 async def _round(stack: Stack, socket: Path, hello: sinks.Hello, ready: str, write: Write, seconds: int) -> Latencies:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-Measurement = Callable[[], Awaitable[float]]
-
-
-async def interleaved(rounds: int, subject: Measurement, ceiling: Measurement) -> tuple[list[float], list[float]]:
-    """Measure both in turn, so that whatever else the machine does falls on both."""
-    ours, theirs = [], []
-    for _ in range(rounds):
-        theirs.append(await ceiling())
-        ours.append(await subject())
-    return ours, theirs
+# Cores that strangers may take before a figure is marked as taken on a busy machine.
+QUIET_CORES = 0.1
 
 
 def emit(
-    name: str, unit: str, values: Sequence[float], ceilings: Sequence[float], context: Mapping[str, object]
-) -> dict[str, Any]:
-    """Print one figure: medians over the rounds, their ratio, and [lowest, highest] of both sides."""
+    name: str,
+    unit: str,
+    values: Sequence[float],
+    ceilings: Sequence[float],
+    cpu: Mapping[str, float],
+    context: Mapping[str, object],
+) -> None:
+    """Print one figure: medians over the rounds, their ratio, [lowest, highest] of both sides, and cores used."""
     value, ceiling = statistics.median(values), statistics.median(ceilings)
     line = {
         "name": name,
@@ -33,10 +29,11 @@ def emit(
         "rounds": len(values),
         "range": [_short(min(values)), _short(max(values))],
         "ceiling_range": [_short(min(ceilings)), _short(max(ceilings))],
+        "quiet": cpu["foreign"] <= QUIET_CORES,
+        "cpu": cpu,
         **context,
     }
     print(json.dumps(line), flush=True)
-    return line
 
 
 def skip(name: str, why: str) -> None:

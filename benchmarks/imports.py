@@ -71,7 +71,7 @@ async def run(*, quick: bool) -> None:
             rates.append(rows / seconds)
             ceilings.append(rows / await copy.seconds(namespace, before, after))
     context = {"rows": rows, "data": "real" if "STRANDLINE_DATA" in os.environ else "generated", "sidecars": True}
-    figures.emit("imports", "entities/s", rates, ceilings, {**context, "cores": "shared", "cpu": meter.cores()})
+    figures.emit("imports", "entities/s", rates, ceilings, meter.cores(), {**context, "cores": "shared"})
 
 
 def _declare(running: Platform, namespace: str, types: Mapping[str, dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from benchmarks import figures, h2load
 from benchmarks.records import records
 from benchmarks.stack import Stack
 from benchmarks.tenant import TYPE, tenant
-from benchmarks.unary import IN_FLIGHT, compare
+from benchmarks.unary import compare
 
 METHOD = "/strandline.entity.v1.EntityService/GetEntity"
 ENTITIES = 8
@@ -53,6 +53,4 @@ async def run(stack: Stack, *, quick: bool) -> None:
         )
         if await place.entities.GetEntity(requests[0], metadata=place.metadata) != answers[0]:
             raise RuntimeError("the entity changed while it was only read")
-    context = {"in_flight": IN_FLIGHT, "cores": stack.cores, "sidecars": False, "answer_bytes": size}
-    cpu = {"cpu": comparison.cpu, "ceiling_cpu": comparison.echo_cpu}
-    figures.emit("point_reads", "calls/s", comparison.ours, comparison.echo, context | cpu)
+    figures.emit("point_reads", "calls/s", comparison.ours, comparison.echo, comparison.cpu, comparison.context)

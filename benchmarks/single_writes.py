@@ -19,7 +19,7 @@ from benchmarks import figures, h2load
 from benchmarks.records import records
 from benchmarks.stack import Stack
 from benchmarks.tenant import Tenant, tenant
-from benchmarks.unary import IN_FLIGHT, compare
+from benchmarks.unary import compare
 
 METHOD = "/strandline.entity.v1.EntityService/CreateEntity"
 
@@ -39,15 +39,8 @@ async def run(stack: Stack, *, quick: bool) -> None:
     written = last.revision - first.revision - 1
     if written != requests // 4 + rounds * requests:  # the first, shorter turn warms up
         raise RuntimeError(f"the calls were all answered, and made {written} revisions")
-    context = {
-        "in_flight": IN_FLIGHT,
-        "cores": stack.cores,
-        "sidecars": False,
-        "answer_bytes": size,
-        "revisions": written,
-    }
-    cpu = {"cpu": comparison.cpu, "ceiling_cpu": comparison.echo_cpu}
-    figures.emit("single_writes", "calls/s", comparison.ours, comparison.echo, context | cpu)
+    context = {**comparison.context, "revisions": written}
+    figures.emit("single_writes", "calls/s", comparison.ours, comparison.echo, comparison.cpu, context)
 
 
 def _request(place: Tenant) -> entity_service_pb2.CreateEntityRequest:

@@ -22,12 +22,12 @@ SIZE_TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rates of both sides per round, and the cores that the service's side took."""
+    """Calls per second of both sides per round; where the CPU went."""
 
     ours: Sequence[float]
     echo: Sequence[float]
     cpu: dict[str, float]
-    echo_cpu: dict[str, float]
+    context: dict[str, object]
 
 
 async def compare(
@@ -58,7 +58,17 @@ async def compare(
                 check(load, answer_bytes)
                 if turn:
                     rates[side].append(load.per_second)
-        return Comparison(rates["ours"], rates["echo"], ours.cores(), theirs.cores())
+        calls_made = requests // 4 + rounds * requests
+        context = {
+            "in_flight": IN_FLIGHT,
+            "cores": stack.cores,
+            "sidecars": False,
+            "answer_bytes": answer_bytes,
+            "cpu_us_per_call": ours.microseconds(calls_made),
+            "ceiling_cpu": theirs.cores(),
+            "ceiling_cpu_us_per_call": theirs.microseconds(calls_made),
+        }
+        return Comparison(rates["ours"], rates["echo"], ours.cores(), context)
 
 
 def check(load: h2load.Load, answer_bytes: int) -> None:
