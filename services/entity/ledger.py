@@ -132,6 +132,8 @@ class EntityRound:
 
     def _check_unique(self, unit: Write, effects: Sequence[Effect]) -> None:
         """Refuse a unit that leaves two live entities with one unique entry; within it, only the end counts."""
+        if not any(effect.taken for effect in effects):
+            return
         freed = {
             (entry, effect.row.key.id)
             for effect in effects

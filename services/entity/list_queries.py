@@ -1,4 +1,4 @@
-"""The SQL of one page: a walk of at most ``MAX_EXAMINED`` rows of one range, in its order, that stops when it is full.
+"""The SQL of one page: a walk of a bounded number of rows of one range, in its order, that stops when it is full.
 
 Every row comes as (key, id, examined, matched, message): ``examined`` counts the rows of the walk from 1, and the last
 one that may be examined comes even if it does not match, so that a short page knows where to go on. ``message`` is null
@@ -9,13 +9,11 @@ statistics say.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from services.entity.planner import Plan
 from services.runtime.database import Statement
 from services.runtime.filters import compile_sql
-
-MAX_EXAMINED: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +27,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """What a page reads."""
+    """What a page reads: up to *limit* rows that match, of *max_examined*, with messages up to *max_bytes*."""
 
     namespace: str
     type_id: str
@@ -37,11 +35,12 @@ class Walk:
     after: Position | None
     show_deleted: bool
     limit: int
+    max_examined: int
     max_bytes: int
 
 
 def page_statement(walk: Walk) -> Statement:
-    """The statement that reads up to ``walk.limit`` rows of the page."""
+    """The statement that reads the page."""
     text = _Text()
     if walk.plan.index_id is None:
         _walk_ids(text, walk)
@@ -80,8 +79,8 @@ def _walk_ids(text: _Text, walk: Walk) -> None:
         walk.namespace,
         walk.type_id,
         walk.after.id if walk.after is not None else "",
-        MAX_EXAMINED,
-        MAX_EXAMINED,
+        walk.max_examined,
+        walk.max_examined,
         walk.limit,
     )
 
@@ -106,12 +105,12 @@ def _walk_index(text: _Text, walk: Walk, index_id: int) -> None:
     text.add(
         """ LIMIT %s) walked
         LEFT JOIN LATERAL (SELECT message FROM entities WHERE namespace = %s AND type = %s AND id = walked.id AND """,
-        MAX_EXAMINED,
+        walk.max_examined,
         walk.namespace,
         walk.type_id,
     )
     _residual(text, walk.plan)
-    text.add(" OFFSET 0) entity ON true WHERE message IS NOT NULL OR examined = %s) sized ", MAX_EXAMINED)
+    text.add(" OFFSET 0) entity ON true WHERE message IS NOT NULL OR examined = %s) sized ", walk.max_examined)
     text.add(order)
     text.add(" LIMIT %s", walk.limit)
 
@@ -133,7 +132,7 @@ def _entries(text: _Text, walk: Walk, index_id: int, order: str, *, deleted: boo
         text.params += (walk.after.key, walk.after.id)
     text.add(" ")
     text.add(order)
-    text.add(" LIMIT %s)", MAX_EXAMINED)
+    text.add(" LIMIT %s)", walk.max_examined)
 
 
 def _residual(text: _Text, plan: Plan) -> None:

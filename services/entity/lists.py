@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+import psycopg
+
 from services.entity import catalog
 from services.entity.catalog import Catalog, missing_type
 from services.entity.content import CompiledType
-from services.entity.list_queries import MAX_EXAMINED, Position, Walk, page_statement
+from services.entity.list_queries import Position, Walk, page_statement
 from services.entity.model import MAX_ANSWER_BYTES, IndexState
 from services.entity.planner import Plan, plan_list
 from services.entity.reads import current_head
@@ -25,6 +27,10 @@ from services.runtime.page_tokens import list_binding, open_token, seal
 
 DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 1000
+MAX_EXAMINED: Final = 10_000
+"""Rows that a page examines."""
+MAX_EXAMINED_OF_SLOW: Final = 300
+"""The same when the filter and the entities are so large that the database gave up on more."""
 _MAX_ATTEMPTS: Final = 5
 
 
@@ -72,40 +78,64 @@ class Lister:
             order_by=query.order_by,
             show_deleted=query.show_deleted,
         )
-        after = None
-        if query.page_token:
-            after = decode_position(open_token(self._token_key, binding, query.page_token))
-        size = page_size(query.page_size)
+        token = query.page_token
+        after = decode_position(open_token(self._token_key, binding, token)) if token else None
         known = self._types.recall(namespace.id, [query.type_id])
         for _ in range(_MAX_ATTEMPTS):
-            plan, refusal = None, None
-            if (compiled := known.get(query.type_id)) is not None:
-                try:
-                    plan = plan_query(compiled, query, after)
-                except Error as failure:
-                    refusal = failure  # only if the type still is as it was known
-            statements = [select_head(namespace.id), catalog.select(namespace.id, [query.type_id], known)]
-            if plan is not None and not plan.empty:
-                walk = Walk(namespace.id, query.type_id, plan, after, query.show_deleted, size + 1, MAX_ANSWER_BYTES)
-                statements.append(page_statement(walk))
-            head_rows, type_rows, *page_rows = await self._database.read(namespace.id, *statements)
-            head = current_head(namespace, head_rows, minimum)
-            fresh = self._types.refresh(namespace.id, type_rows, known)
-            if query.type_id not in fresh:
+            compiled = known.get(query.type_id)
+            reading = await self._read(namespace, query, compiled, after)
+            head = current_head(namespace, reading.head_rows, minimum)
+            known = self._types.refresh(namespace.id, reading.type_rows, known)
+            if query.type_id not in known:
                 raise missing_type(query.type_id)
-            if fresh[query.type_id] is not compiled:
-                known = fresh
-                continue
-            if refusal is not None:
-                raise refusal
-            assert plan is not None
-            messages, end = fill_page(page_rows[0] if page_rows else [], size)
-            token = ""
-            if end is not None:
-                position = encode_position(Position(plan.index_id, bytes(end[0]), end[1]))
-                token = seal(self._token_key, binding, position)
-            return Page(head, messages, token)
+            if known[query.type_id] is not compiled:
+                continue  # planned for what the type no longer is
+            if reading.refusal is not None:
+                raise reading.refusal
+            messages, end = fill_page(reading.rows, page_size(query.page_size), reading.max_examined)
+            position = encode_position(Position(reading.index_id, end[0], end[1])) if end is not None else b""
+            return Page(head, messages, seal(self._token_key, binding, position) if position else "")
         raise Unavailable("OVERLOADED", "the type is being changed all the time; retry")
+
+    async def _read(
+        self, namespace: Namespace, query: Query, compiled: CompiledType | None, after: Position | None
+    ) -> _Reading:
+        """Head, type and rows of one snapshot; the rows only if *compiled* could be planned for."""
+        known = {query.type_id: compiled} if compiled is not None else {}
+        statements = [select_head(namespace.id), catalog.select(namespace.id, [query.type_id], known)]
+        plan, refusal = None, None
+        if compiled is not None:
+            try:
+                plan = plan_query(compiled, query, after)
+            except Error as failure:
+                refusal = failure
+        if plan is None or plan.empty:
+            head_rows, type_rows = await self._database.read(namespace.id, *statements)
+            return _Reading(head_rows, type_rows, [], None, 0, refusal)
+        limit = page_size(query.page_size) + 1
+        for max_examined in (MAX_EXAMINED, MAX_EXAMINED_OF_SLOW):
+            walk = Walk(
+                namespace.id, query.type_id, plan, after, query.show_deleted, limit, max_examined, MAX_ANSWER_BYTES
+            )
+            try:
+                head_rows, type_rows, rows = await self._database.read(namespace.id, *statements, page_statement(walk))
+            except psycopg.errors.QueryCanceled:
+                if max_examined == MAX_EXAMINED_OF_SLOW:
+                    raise
+            else:
+                return _Reading(head_rows, type_rows, rows, plan.index_id, max_examined, None)
+        raise AssertionError("unreachable")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    head_rows: Sequence[Row]
+    type_rows: Sequence[Row]
+    rows: Sequence[Row]
+    index_id: int | None
+    max_examined: int
+    refusal: Error | None
+    """Why nothing was planned, if the type still is what the plan was for."""
 
 
 def page_size(asked: int) -> int:
@@ -129,7 +159,7 @@ def parsed_filter(text: str, compiled: CompiledType) -> Node | None:
     return parse_filter(text, compiled.field_types)
 
 
-def fill_page(rows: Sequence[Row], size: int) -> tuple[list[bytes], Row | None]:
+def fill_page(rows: Sequence[Row], size: int, max_examined: int) -> tuple[list[bytes], Row | None]:
     """The messages of a page of *size*, and the last row examined for it if there may be more behind."""
     messages: list[bytes] = []
     last: Row | None = None
@@ -140,7 +170,7 @@ def fill_page(rows: Sequence[Row], size: int) -> tuple[list[bytes], Row | None]:
         if matched:
             messages.append(message)
         last = row
-        if examined == MAX_EXAMINED:
+        if examined == max_examined:
             return messages, last
     return messages, None
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Self
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 
 from services.entity import api, type_api, upkeep
 from services.entity.catalog import Catalog
@@ -23,7 +22,6 @@ from services.entity.lists import Lister
 from services.entity.purge import Purger
 from services.entity.reads import Reader
 from services.entity.snapshots import SnapshotReader
-from services.entity.store import CONNECTION_OPTIONS
 from services.entity.writes import Writer
 from services.runtime import changelog, log_service, telemetry
 from services.runtime.access import AccessCopy
@@ -63,7 +61,7 @@ class EntityService:
 
     def __init__(self, settings: EntitySettings, gate: Gate, bus: Bus) -> None:
         token_key = read_key(settings.secrets_dir, "page_token.key")
-        self.database = Database(make_conninfo(settings.database_url, options=CONNECTION_OPTIONS))
+        self.database = Database(settings.database_url)
         types = Catalog(self.database)
         self.committer = Committer(self.database, EntityLedger(types), bus.publish_commit)
         self.builder = IndexBuilder(self.database)

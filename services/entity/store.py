@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from services.entity.content import Entry
 from services.entity.model import EntityKey, StoredEntity
@@ -22,8 +22,6 @@ from services.runtime.database import (
     packed_text,
     packed_timestamptz,
 )
-
-CONNECTION_OPTIONS: Final = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off"
 
 
 class EntityRow(NamedTuple):

@@ -15,12 +15,14 @@ from services.runtime.wire import JsonObject
 def select_types(namespace: str, generations: Mapping[str, int]) -> Statement:
     """Rows for ``type_of`` of the types named that exist; without content where the generation is the given one."""
     return Statement(
-        """SELECT t.id, t.generation, n.schema_version, n.compatibility, n.schema::text, n.indexes::text, n.revision,
+        """SELECT k.id, t.generation, n.schema_version, n.compatibility, n.schema, n.indexes, n.revision,
             n.create_time, n.update_time
         FROM unnest(%s::text[], %s::int8[]) AS k (id, generation)
-        JOIN types t ON t.namespace = %s AND t.id = k.id
-        LEFT JOIN types n ON n.namespace = t.namespace AND n.id = t.id AND n.generation <> k.generation""",
-        (packed_text(generations), packed_int8(generations.values()), namespace),
+        CROSS JOIN LATERAL (SELECT generation FROM types WHERE namespace = %s AND id = k.id LIMIT 1) t
+        LEFT JOIN LATERAL (SELECT schema_version, compatibility, schema::text, indexes::text, revision, create_time,
+                update_time
+            FROM types WHERE namespace = %s AND id = k.id AND generation <> k.generation LIMIT 1) n ON true""",
+        (packed_text(generations), packed_int8(generations.values()), namespace, namespace),
     )
 
 
@@ -102,8 +104,9 @@ def select_populated(namespace: str, type_ids: Sequence[str]) -> Statement:
 def select_schemas(namespace: str, type_ids: Sequence[str]) -> Statement:
     """Rows (type, schema) of all versions of those types, oldest first."""
     return Statement(
-        """SELECT v.type, v.schema::text FROM unnest(%s::text[]) AS k (id)
-        JOIN type_versions v ON v.namespace = %s AND v.type = k.id ORDER BY v.type, v.schema_version""",
+        """SELECT k.id, v.schema FROM unnest(%s::text[]) AS k (id)
+        CROSS JOIN LATERAL (SELECT schema_version, schema::text FROM type_versions
+            WHERE namespace = %s AND type = k.id OFFSET 0) v ORDER BY k.id, v.schema_version""",
         (packed_text(type_ids), namespace),
     )
 

@@ -100,6 +100,11 @@ class Deployment:
         async with await psycopg.AsyncConnection.connect(self.superuser_url, autocommit=True) as connection:
             return await (await connection.execute(query.encode(), params)).fetchall()
 
+    async def execute(self, statement: str) -> None:
+        """Change the database, past the service."""
+        async with await psycopg.AsyncConnection.connect(self.superuser_url, autocommit=True) as connection:
+            await connection.execute(statement.encode())
+
 
 @dataclass
 class Replica:

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import psycopg
@@ -14,22 +14,38 @@ import psycopg
 from tests.integration.entity.conftest import Deployment, Replica, Shore, error_info, eventually
 
 CUT = b"SELECT pg_terminate_backend(pid)::int FROM pg_stat_activity WHERE usename = 'entity_app'"
+Superuser: TypeAlias = psycopg.AsyncConnection[tuple[int]]
 
 
 @asynccontextmanager
-async def commits_that_do_not_answer(deployment: Deployment) -> AsyncIterator[psycopg.AsyncConnection[tuple[int]]]:
+async def commits_that_do_not_answer(deployment: Deployment) -> AsyncIterator[Superuser]:
     """While the block runs, a COMMIT is on disk and waits for a standby that there is not."""
     async with await psycopg.AsyncConnection.connect(deployment.superuser_url, autocommit=True) as connection:
         await connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
         await connection.execute("SELECT pg_reload_conf()")
         try:
+            await wait_until_commits_hang(deployment, connection)
             yield connection
         finally:
             await connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
             await connection.execute("SELECT pg_reload_conf()")
 
 
-async def cut_commit(connection: psycopg.AsyncConnection[tuple[int]]) -> None:
+async def wait_until_commits_hang(deployment: Deployment, connection: Superuser) -> None:
+    """The new setting takes hold some time after it was loaded: try commits until one hangs, and let that go on."""
+    release = "SELECT pg_cancel_backend(pid)::int FROM pg_stat_activity WHERE pid = %s AND wait_event = 'SyncRep'"
+    async with await psycopg.AsyncConnection.connect(deployment.superuser_url, autocommit=True) as trial:
+        async with asyncio.timeout(20):
+            while True:
+                commit = asyncio.create_task(trial.execute("SELECT pg_logical_emit_message(true, 'trial', '')"))
+                while not commit.done():
+                    if await (await connection.execute(release, (trial.info.backend_pid,))).fetchall():
+                        await commit
+                        return
+                    await asyncio.sleep(0.005)
+
+
+async def cut_commit(connection: Superuser) -> None:
     """Wait until a COMMIT of the service hangs, and cut its connection."""
 
     async def cut() -> bool:

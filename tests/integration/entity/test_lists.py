@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -250,7 +251,6 @@ async def test_a_read_mask_returns_only_what_it_names(shore: Shore) -> None:
 
 
 async def test_a_page_examines_at_most_its_budget(shore: Shore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.entity.list_queries.MAX_EXAMINED", 100)
     monkeypatch.setattr("services.entity.lists.MAX_EXAMINED", 100)
     await shore.declare(indexes=[{"fields": ["data.n"]}])
     await shore.batch(*(shore.creating(f"b{n:03}", {"n": n, "odd": n == 333}) for n in range(450)))
@@ -274,8 +274,26 @@ async def test_a_page_examines_at_most_its_budget(shore: Shore, monkeypatch: pyt
         assert len(pages) == 5, query
 
 
+async def test_a_walk_that_the_database_gives_up_on_is_made_shorter(
+    shore: Shore, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shore.declare()
+    for start in range(0, 160, 20):
+        # Text that does not compress, and that the database puts together anew for each comparison.
+        ids = [f"b{n:03}" for n in range(start, start + 20)]
+        await shore.batch(*(shore.creating(entity_id, {"t": os.urandom(100_000).hex()}) for entity_id in ids))
+    monkeypatch.setattr("services.entity.lists.MAX_EXAMINED_OF_SLOW", 5)
+    text = " AND ".join(["NOT data.a.b = 1"] * 99 + ["NOT data.t != 'x'"])
+    await replica.deployment.execute("ALTER ROLE entity_app SET statement_timeout = '150ms'")
+    try:
+        async with replica.deployment.replica() as hurried:
+            page = await shore.through(hurried).page(filter=text)
+    finally:
+        await replica.deployment.execute("ALTER ROLE entity_app RESET statement_timeout")
+    assert (len(page.entities), bool(page.next_page_token)) == (0, True)
+
+
 async def test_deleted_entities_in_the_way_end_a_page_too(shore: Shore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.entity.list_queries.MAX_EXAMINED", 100)
     monkeypatch.setattr("services.entity.lists.MAX_EXAMINED", 100)
     await shore.declare()
     await shore.batch(*(shore.creating(f"b{n:03}", {}) for n in range(250)))
@@ -314,7 +332,7 @@ async def test_a_page_is_a_walk_of_one_range_that_stops_when_it_is_full(shore: S
     ]
     for plan, after in plans:
         for show_deleted in (False, True):
-            walk = Walk(shore.namespace.id, "buoy", plan, after, show_deleted, 51, 2**20)
+            walk = Walk(shore.namespace.id, "buoy", plan, after, show_deleted, 51, 10_000, 2**20)
             statement = page_statement(walk)
             (rows,) = await replica.service.database.read(
                 shore.namespace.id, Statement("EXPLAIN (ANALYZE, TIMING OFF) " + statement.sql, statement.params)
