@@ -246,7 +246,7 @@ class Committer(Generic[U]):
                 logger.warning("commit to %s is tried again: %s", namespace.id, failure)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 0.5)
-                await self._database.close()
+                await self._database.discard_idle()
 
     async def _attempt(self, connection: Connection, namespace: Namespace, batch: Sequence[_Waiting[U]]) -> None:
         units = [item.unit for item in batch]

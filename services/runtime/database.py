@@ -53,6 +53,7 @@ class Database:
         self._url = url
         self._free: list[Connection] = []
         self._slots = asyncio.Semaphore(size)
+        self._closed = False
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -62,7 +63,8 @@ class Database:
             try:
                 yield connection
             finally:
-                if connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+                idle = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+                if idle and not self._closed:
                     self._free.append(connection)
                 else:
                     await connection.close()
@@ -74,28 +76,35 @@ class Database:
 
     async def read(self, namespace: str, *statements: Statement) -> list[list[Row]]:
         """Rows of each statement, all from one snapshot, with row-level security set to *namespace*."""
-        for last_try in (False, True):
-            try:
-                async with self.connection() as connection:
-                    rows = await pipeline(
-                        connection,
-                        Statement("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
-                        Statement("SELECT set_config('app.namespace', %s, true)", (namespace,)),
-                        *statements,
-                        Statement("COMMIT"),
-                    )
-                    return rows[2:-1]
-            except psycopg.OperationalError:
-                # Idle connections die with the server they were to; a read can simply be repeated on a new one.
-                if last_try or not connection.closed:
-                    raise
-                await self.close()
-        raise AssertionError("unreachable")
+        try:
+            return await self._read_once(namespace, statements)
+        except psycopg.errors.QueryCanceled:
+            raise  # it took too long, and would again
+        except psycopg.OperationalError:
+            # Idle connections die with the server they were to; a read can simply be repeated on a new one.
+            await self.discard_idle()
+            return await self._read_once(namespace, statements)
 
-    async def close(self) -> None:
-        """Close idle connections; those in use close when they are given back."""
+    async def _read_once(self, namespace: str, statements: Sequence[Statement]) -> list[list[Row]]:
+        async with self.connection() as connection:
+            rows = await pipeline(
+                connection,
+                Statement("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
+                Statement("SELECT set_config('app.namespace', %s, true)", (namespace,)),
+                *statements,
+                Statement("COMMIT"),
+            )
+            return rows[2:-1]
+
+    async def discard_idle(self) -> None:
+        """Close idle connections: their server may be gone."""
         while self._free:
             await self._free.pop().close()
+
+    async def close(self) -> None:
+        """Close idle connections, and from now on each one that is given back."""
+        self._closed = True
+        await self.discard_idle()
 
 
 async def pipeline(connection: Connection, *statements: Statement) -> list[list[Row]]:
