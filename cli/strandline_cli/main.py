@@ -147,6 +147,35 @@ def import_(
 
 
 @app.command()
+def watch(
+    namespace: Annotated[str, typer.Argument()],
+    after: Annotated[int | None, typer.Option(min=0, help="Begin after this revision; left out: now.")] = None,
+    types: Annotated[list[str] | None, typer.Option(help="Only changes of these types; may be repeated.")] = None,
+    filter_: Annotated[str, typer.Option("--filter", help="Only entities that match.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="The feed's own messages.")] = False,
+) -> None:
+    """Follow what happens in a namespace, through restarts, until Ctrl-C."""
+    import asyncio
+
+    from strandline_client import ApiError, FeedEnded, FeedViolation
+
+    from strandline_cli.watch import run_watch
+
+    running = _running()
+
+    async def follow() -> None:
+        async with running.client(patience=None) as client:
+            await run_watch(
+                client, namespace, after=after, types=types or (), filter=filter_, as_json=as_json, write=_flushed
+            )
+
+    try:
+        asyncio.run(follow())
+    except (ApiError, FeedEnded, FeedViolation) as failure:
+        _refuse(str(failure))
+
+
+@app.command()
 def demo() -> None:
     """Write a history while four watchers follow it and parts of the platform are killed. Takes under a minute."""
     import asyncio
@@ -178,6 +207,11 @@ def _running() -> Running:
         return Running.in_home(Home.from_environment())
     except NothingRuns as failure:
         _refuse(str(failure))
+
+
+def _flushed(line: str) -> None:
+    """Print *line* now, also into a pipe."""
+    print(line, flush=True)
 
 
 def _refuse(text: str) -> NoReturn:

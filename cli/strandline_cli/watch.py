@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
@@ -15,8 +14,7 @@ _CONTENT_WIDTH = 100
 
 
 async def run_watch(
-    rest: str,
-    token: Callable[[], str],
+    client: Client,
     namespace: str,
     *,
     after: int | None = None,
@@ -28,25 +26,18 @@ async def run_watch(
     """Write what happens in *namespace* until cancelled, line by line.
 
     Args:
-        rest: URL of the edge.
-        token: gives a valid access token; called for each connection, off the event loop.
         after: begin after this revision; None: now.
         write: takes one line without its end.
 
     Raises:
         ApiError, FeedEnded: the platform refused, or ended the feed for good.
     """
-
-    async def fresh_token() -> str:
-        return await asyncio.to_thread(token)
-
     start = Start(now=True) if after is None else Start(after_revision=after)
-    async with Client(rest.partition("://")[2], fresh_token, rest=rest) as client:
-        feed = client.watch_http(namespace, start, transport="ndjson", types=types, filter=filter)
-        async with aclosing(feed) as messages:
-            async for message in messages:
-                for line in [json.dumps(message)] if as_json else _lines(message):
-                    write(line)
+    feed = client.watch_http(namespace, start, transport="ndjson", types=types, filter=filter)
+    async with aclosing(feed) as messages:
+        async for message in messages:
+            for line in [json.dumps(message)] if as_json else _lines(message):
+                write(line)
 
 
 def _lines(message: dict[str, Any]) -> Iterator[str]:

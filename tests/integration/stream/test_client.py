@@ -167,17 +167,16 @@ async def test_the_watch_command_prints_a_line_per_change(owner: Owner, replica:
     for data in ({"n": 1, "text": "ebb"}, {"n": 1, "text": "flood"}, None):
         await owner.write(TIDES, {("buoy", "a"): data})
     printed: asyncio.Queue[str] = asyncio.Queue()
-    command = asyncio.create_task(
-        run_watch(f"http://127.0.0.1:{replica.port}", access_token, "tides", after=0, write=printed.put_nowait)
-    )
-    lines = [(await asyncio.wait_for(printed.get(), 5)).split(maxsplit=4) for _ in range(3)]
+    async with replica.client() as client:
+        command = asyncio.create_task(run_watch(client, "tides", after=0, write=printed.put_nowait))
+        lines = [(await asyncio.wait_for(printed.get(), 5)).split(maxsplit=4) for _ in range(3)]
+        command.cancel()
+        await asyncio.gather(command, return_exceptions=True)
     assert [(line[0], *line[2:]) for line in lines] == [
         ("1", "CREATED", "buoy/a", 'n=1 text="ebb"'),
         ("2", "UPDATED", "buoy/a", 'text="flood"'),
         ("3", "DELETED", "buoy/a"),
     ]
-    command.cancel()
-    await asyncio.gather(command, return_exceptions=True)
 
 
 def test_every_end_is_either_resumed_or_told() -> None:
