@@ -46,9 +46,26 @@ def build_stubs(protos: Path, out: Path) -> None:
     plugins = [f"--plugin={name}={plugin(name)}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
     outputs = [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
     run([*common, *plugins, *outputs, *sources])
-    run([f"--descriptor_set_in={rules}", plugins[0], f"--python_out={out}", f"--mypy_out={out}", "buf/validate/validate.proto"])
+    run(
+        [
+            f"--descriptor_set_in={rules}",
+            plugins[0],
+            f"--python_out={out}",
+            f"--mypy_out={out}",
+            "buf/validate/validate.proto",
+        ]
+    )
     image = out / "strandline" / DESCRIPTOR_SET
-    run([*common, "--include_imports", "--include_source_info", f"--descriptor_set_out={image}", *sources, *ERROR_PROTOS])
+    run(
+        [
+            *common,
+            "--include_imports",
+            "--include_source_info",
+            f"--descriptor_set_out={image}",
+            *sources,
+            *ERROR_PROTOS,
+        ]
+    )
     rules.unlink()
     Path(out, "strandline", "py.typed").touch()
 
