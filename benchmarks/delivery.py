@@ -1,9 +1,10 @@
 """Milliseconds from commit to delivery: 100 commits a second, each to 100 subscribers, p50 and p99 of all deliveries.
 
 Counted from the commit time that the revision carries, which PostgreSQL's clock gives under the lock, before the rows
-are written and the fsync: so the durable part of the commit is in the figure. ``from_send`` counts from the moment the
-writer sent the call. The writer keeps its pace whatever the answers do (a late answer does not thin out the load). Each
-subscriber must see each commit once, and all in the same order, or there is no figure.
+are written and the fsync: so the durable part of the commit is in the figure. ``acknowledged`` is when the writer heard
+of its commit, counted the same way; ``from_send`` counts deliveries from the moment the writer sent the call. The
+writer keeps its pace whatever the answers do (a late answer does not thin out the load). Each subscriber must see each
+commit once, and all in the same order, or there is no figure.
 
 In the path: the entity service, the bus (TLS), the stream service's hub and its transport, NDJSON or gRPC. Not in the
 path: sidecars, the edge. The stream service has core 0; PostgreSQL, the entity service, the bus, the writer and the
@@ -48,10 +49,11 @@ Write = Callable[[str], Awaitable[int]]
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """Milliseconds of all deliveries of one round."""
+    """Milliseconds in one round: of all deliveries, and until the writer heard of its commits."""
 
     from_commit: Sequence[float]
     from_send: Sequence[float]
+    acknowledged: Sequence[float]
 
 
 async def run(stack: Stack, *, quick: bool) -> None:
@@ -89,28 +91,30 @@ async def run(stack: Stack, *, quick: bool) -> None:
                 "ceiling_cpu": peer_meter.cores(),
             }
             for percent in (50, 99):
+                sides = {"": ours, "ceiling_": theirs}
+                parts = {
+                    f"{side}{part}": _median(percent, [getattr(each, part) for each in latencies])
+                    for side, latencies in sides.items()
+                    for part in ("from_send", "acknowledged")
+                }
                 figures.emit(
                     f"delivery.{name}.p{percent}",
                     "ms",
                     [figures.percentile(each.from_commit, percent) for each in ours],
                     [figures.percentile(each.from_commit, percent) for each in theirs],
                     meter.cores(),
-                    {
-                        **context,
-                        "from_send": _from_send(ours, percent),
-                        "ceiling_from_send": _from_send(theirs, percent),
-                    },
+                    context | parts,
                 )
 
 
-def _from_send(rounds: Sequence[Latencies], percent: int) -> float:
-    return round(statistics.median(figures.percentile(each.from_send, percent) for each in rounds), 2)
+def _median(percent: int, rounds: Sequence[Sequence[float]]) -> float:
+    return round(statistics.median(figures.percentile(each, percent) for each in rounds), 2)
 
 
 async def _round(stack: Stack, socket: Path, hello: sinks.Hello, ready: str, write: Write, seconds: int) -> Latencies:
     """One commit every 10 ms for *seconds*; what the subscribers saw of them."""
     count = seconds * PER_SECOND
-    sent, committed = [0] * count, [0] * count
+    sent, committed, acknowledged = [0] * count, [0] * count, [0] * count
     async with sinks.sink(
         stack.layout.run, socket, hello, ready, subscribers=SUBSCRIBERS, expected=count
     ) as subscribers:
@@ -120,6 +124,7 @@ async def _round(stack: Stack, socket: Path, hello: sinks.Hello, ready: str, wri
             await asyncio.sleep(begin + number / PER_SECOND - time.monotonic())
             sent[number] = time.time_ns()
             committed[number] = await write(sinks.mark(number))
+            acknowledged[number] = time.time_ns()
 
         async with asyncio.TaskGroup() as group:
             for number in range(count):
@@ -129,6 +134,7 @@ async def _round(stack: Stack, socket: Path, hello: sinks.Hello, ready: str, wri
     return Latencies(
         [(moment - committed[number]) / 1e6 for number, moment in each],
         [(moment - sent[number]) / 1e6 for number, moment in each],
+        [(heard - moment) / 1e6 for heard, moment in zip(acknowledged, committed, strict=True)],
     )
 
 

@@ -42,15 +42,8 @@ async def run(stack: Stack, *, quick: bool) -> None:
             if answer.entity.name != name or answer.entity.type != TYPE or not answer.entity.data.fields["name"]:
                 raise RuntimeError(f"a read of {name} was answered with {answer}")
         size = round(sum(answer.ByteSize() for answer in answers) / len(answers))
-        comparison = await compare(
-            stack,
-            place,
-            METHOD,
-            [request.SerializeToString() for request in requests],
-            size,
-            requests=4_000 if quick else 16_000,
-            rounds=2 if quick else 4,
-        )
+        messages = [request.SerializeToString() for request in requests]
+        comparison = await compare(stack, place, METHOD, messages, size, quick=quick)
         if await place.entities.GetEntity(requests[0], metadata=place.metadata) != answers[0]:
             raise RuntimeError("the entity changed while it was only read")
     figures.emit("point_reads", "calls/s", comparison.ours, comparison.echo, comparison.cpu, comparison.context)

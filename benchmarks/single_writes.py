@@ -29,16 +29,15 @@ async def run(stack: Stack, *, quick: bool) -> None:
     if not h2load.installed():
         figures.skip("single_writes", h2load.MISSING)
         return
-    requests, rounds = (4_000, 2) if quick else (12_000, 4)
     async with tenant(stack, indexed=False) as place:
         request = _request(place)
         first = await place.entities.CreateEntity(request, metadata=place.metadata)
         call, size = request.SerializeToString(), first.ByteSize()
-        comparison = await compare(stack, place, METHOD, [call], size, requests=requests, rounds=rounds)
+        comparison = await compare(stack, place, METHOD, [call], size, quick=quick)
         last = await place.entities.CreateEntity(request, metadata=place.metadata)
     written = last.revision - first.revision - 1
-    if written != requests // 4 + rounds * requests:  # the first, shorter turn warms up
-        raise RuntimeError(f"the calls were all answered, and made {written} revisions")
+    if written != comparison.calls:
+        raise RuntimeError(f"{comparison.calls} calls were answered, and made {written} revisions")
     context = {**comparison.context, "revisions": written}
     figures.emit("single_writes", "calls/s", comparison.ours, comparison.echo, comparison.cpu, context)
 

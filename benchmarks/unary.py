@@ -7,7 +7,7 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import h2load
@@ -16,6 +16,7 @@ from benchmarks.stack import Stack
 from benchmarks.tenant import Tenant
 
 IN_FLIGHT = 64
+WARM_UP = 2048
 # Of answers whose revision or time grows by a byte while the benchmark runs.
 SIZE_TOLERANCE = 0.05
 
@@ -26,12 +27,14 @@ class Comparison:
 
     ours: Sequence[float]
     echo: Sequence[float]
+    calls: int
+    """Calls that the service answered, all turns together."""
     cpu: dict[str, float]
     context: dict[str, object]
 
 
 async def compare(
-    stack: Stack, tenant: Tenant, method: str, calls: Sequence[bytes], answer_bytes: int, *, requests: int, rounds: int
+    stack: Stack, tenant: Tenant, method: str, calls: Sequence[bytes], answer_bytes: int, *, quick: bool
 ) -> Comparison:
     """Load both in turn.
 
@@ -42,33 +45,41 @@ async def compare(
     Raises:
         RuntimeError: some answers were errors.
     """
+    rounds, seconds = (2, 1.0) if quick else (4, 3.0)
     bodies = [h2load.write_call(stack.layout.run / f"call-{n}", call) for n, call in enumerate(calls)]
     async with echo(stack.layout.run / "echo.sock", answer_bytes) as echoing:
-        ours, theirs = Meter(stack.pids), Meter({"echo": echoing.pid})
-        rates: dict[str, list[float]] = {"ours": [], "echo": []}
-        # The first turn warms both up and is thrown away.
+        sides = (
+            _Side(stack.layout.run / "echo.sock", Meter({"echo": echoing.pid})),
+            _Side(stack.address("entity"), Meter(stack.pids)),
+        )
+        # The first turn warms both up, says how much the others may take, and is thrown away.
         for turn in range(rounds + 1):
-            for side, meter, socket in (
-                ("echo", theirs, stack.layout.run / "echo.sock"),
-                ("ours", ours, stack.address("entity")),
-            ):
-                count = requests if turn else requests // 4
-                with meter.running():
-                    load = await h2load.run(socket, method, bodies, count, IN_FLIGHT, tenant.token)
+            for side in sides:
+                count = round(side.rates[0] * seconds) // IN_FLIGHT * IN_FLIGHT if turn else WARM_UP
+                with side.meter.running():
+                    load = await h2load.run(side.socket, method, bodies, count, IN_FLIGHT, tenant.token)
                 check(load, answer_bytes)
-                if turn:
-                    rates[side].append(load.per_second)
-        calls_made = requests // 4 + rounds * requests
-        context = {
-            "in_flight": IN_FLIGHT,
-            "cores": stack.cores,
-            "sidecars": False,
-            "answer_bytes": answer_bytes,
-            "cpu_us_per_call": ours.microseconds(calls_made),
-            "ceiling_cpu": theirs.cores(),
-            "ceiling_cpu_us_per_call": theirs.microseconds(calls_made),
-        }
-        return Comparison(rates["ours"], rates["echo"], ours.cores(), context)
+                side.calls += load.requests
+                side.rates.append(load.per_second)
+    echo_side, ours = sides
+    context = {
+        "in_flight": IN_FLIGHT,
+        "cores": stack.cores,
+        "sidecars": False,
+        "answer_bytes": answer_bytes,
+        "cpu_us_per_call": ours.meter.microseconds(ours.calls),
+        "ceiling_cpu": echo_side.meter.cores(),
+        "ceiling_cpu_us_per_call": echo_side.meter.microseconds(echo_side.calls),
+    }
+    return Comparison(ours.rates[1:], echo_side.rates[1:], ours.calls, ours.meter.cores(), context)
+
+
+@dataclass(slots=True)
+class _Side:
+    socket: Path
+    meter: Meter
+    calls: int = 0
+    rates: list[float] = field(default_factory=list)
 
 
 def check(load: h2load.Load, answer_bytes: int) -> None:
