@@ -96,15 +96,17 @@ function envoy_on_response(handle)
   local detail = status.message or ""
   -- JSON within the edge's limit can be larger as protobuf than a service takes.
   if code == 8 and string.find(detail, "larger than max", 1, true) then fallback = TOO_LARGE end
+  local usual = fallback.status
   if reason == nil or fallback.reason == "INTERNAL" then
     reason, detail, metadata, violations = fallback.reason, fallback.detail, nil, nil
+    if reason == "OVERLOADED" then usual = 503 end
   end
   local retry_after = headers:get("retry-after")
   if trailers ~= nil then
     forced = forced or trailers:get("strandline-http-status")
     retry_after = retry_after or trailers:get("retry-after")
   end
-  http_status = tonumber(forced) or fallback.status
+  http_status = tonumber(forced) or usual
   if http_status == 429 or http_status == 503 then retry_after = retry_after or "1" end
   if retry_after ~= nil then headers:replace("retry-after", retry_after) end
   headers:replace(":status", tostring(http_status))

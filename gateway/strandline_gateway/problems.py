@@ -85,8 +85,8 @@ FALLBACKS = {
         Problem("NOT_FOUND", 404, code_pb2.NOT_FOUND, "not found"),
         Problem("ALREADY_EXISTS", 409, code_pb2.ALREADY_EXISTS, "already exists"),
         Problem("ROLE_INSUFFICIENT", 403, code_pb2.PERMISSION_DENIED, "not allowed"),
-        # With a reason of ours it is the caller's limit (429). Without one, it is the gRPC server's of calls in flight.
-        Problem("OVERLOADED", 503, code_pb2.RESOURCE_EXHAUSTED, "too many calls are in flight"),
+        # A limit of the caller's. Without a reason of ours it is the gRPC server's own: problem.lua makes that a 503.
+        Problem("OVERLOADED", 429, code_pb2.RESOURCE_EXHAUSTED, "too many calls are in flight"),
         Problem("FAILED_PRECONDITION", 400, code_pb2.FAILED_PRECONDITION, "not possible in the present state"),
         Problem("ABORTED", 409, code_pb2.ABORTED, "a race was lost: try again"),
         Problem("OUT_OF_RANGE", 410, code_pb2.OUT_OF_RANGE, "out of range"),
