@@ -14,6 +14,17 @@ from strandline_cli.process import environment
 
 # A message carries at most 512 kB of committed bytes (larger commits only announce their range).
 _MAX_PAYLOAD_BYTES = 1024 * 1024
+_SYSTEM = ("strandline.heartbeat.system", "strandline.commits.system")
+_ALL_COMMITS = "strandline.commits.*"
+# Who owns a log announces it, and nobody else: hubs take announced units as they come.
+_PERMISSIONS: dict[str, dict[str, dict[str, list[str]]]] = {
+    "user": {"publish": {"allow": [*_SYSTEM]}, "subscribe": {"deny": [">"]}},
+    "entity": {
+        "publish": {"allow": [_ALL_COMMITS], "deny": [*_SYSTEM]},
+        "subscribe": {"allow": [*_SYSTEM]},
+    },
+    "stream": {"publish": {"deny": [">"]}, "subscribe": {"allow": [*_SYSTEM, _ALL_COMMITS]}},
+}
 
 
 def part(layout: Layout) -> ProcessPart:
@@ -51,8 +62,7 @@ def _configuration(layout: Layout) -> Path:
 
 def _user(credentials: Path) -> dict[str, object]:
     user, _, password = credentials.read_text().partition(":")
-    subjects = ["strandline.>", f"_INBOX_{user}.>"]
-    return {"user": user, "password": password, "permissions": {"publish": subjects, "subscribe": subjects}}
+    return {"user": user, "password": password, "permissions": _PERMISSIONS[user]}
 
 
 def _server() -> Path:

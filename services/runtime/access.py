@@ -27,7 +27,7 @@ from services.runtime import bus as bus_module
 from services.runtime import changelog
 from services.runtime.bus import Bus
 from services.runtime.call import Namespace, Principal
-from services.runtime.errors import Error, NotFound, PermissionDenied, Unauthenticated, Unavailable
+from services.runtime.errors import NotFound, PermissionDenied, Unauthenticated, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -168,9 +168,13 @@ class AccessCopy:
         while True:
             try:
                 await self._catch_up()
-            except (grpc.aio.AioRpcError, Error) as failure:
-                logger.warning("the copy of access rules cannot be renewed: %s", failure)
+            except grpc.aio.AioRpcError as failure:
+                logger.warning("the copy of access rules cannot be renewed: %s", failure.details())
                 await asyncio.sleep(HEARTBEAT_SECONDS / 2)
+            except Exception:
+                # Whatever it was: a copy that nobody follows any more would stay stale for ever.
+                logger.exception("the copy of access rules cannot be renewed")
+                await asyncio.sleep(HEARTBEAT_SECONDS)
             while not self._behind.is_set():
                 try:
                     await asyncio.wait_for(self._behind.wait(), HEARTBEAT_SECONDS)
@@ -202,6 +206,7 @@ class AccessCopy:
 
     def _forget(self, epoch: str) -> None:
         self._epoch, self._revision = epoch, 0
+        self._confirmed_at = -1e9  # an empty copy must not pass for the truth
         self._namespaces.clear()
         self._roles.clear()
         self._ended.clear()

@@ -45,10 +45,6 @@ class Bus:
         if self._url:
             self._connecting = asyncio.create_task(self._connect())
 
-    @property
-    def connected(self) -> bool:
-        return self._client.is_connected
-
     async def _connect(self) -> None:
         user, password = self._credentials
         pause = 0.05

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.runtime.errors import FailedPrecondition, InvalidArgument, invalid_field
+from services.runtime.errors import FailedPrecondition, invalid_field
+
+_NAMESPACE_ID = re.compile(r"[a-z][a-z0-9-]{1,62}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +65,12 @@ class Call:
             raise AssertionError("the RPC declares no role, so no namespace was checked")
         return self.namespace
 
-    def remaining(self) -> float | None:
-        """Seconds until the deadline, not below 0."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-
     def request_id(self, of_request: str) -> str:
         """The idempotency key: the request's field, else the header ``idempotency-key``; may be empty."""
-        return of_request or self.metadata.get("idempotency-key", "")
+        request_id = of_request or self.metadata.get("idempotency-key", "")
+        if request_id and not _REQUEST_ID.fullmatch(request_id):
+            raise invalid_field("request_id", "must be 1 to 64 characters of [A-Za-z0-9_-]")
+        return request_id
 
     def expected_etag(self, *of_request: str) -> tuple[str, bool]:
         """The etag that a write demands, and whether it came by ``If-Match`` (then a mismatch is 412)."""
@@ -110,6 +112,6 @@ class MinRevision:
 def namespace_of(name: str, field_name: str) -> str:
     """The namespace id in a resource name ``namespaces/{namespace}[/...]``."""
     parts = name.split("/", 2)
-    if len(parts) < 2 or parts[0] != "namespaces" or not parts[1]:
-        raise InvalidArgument("INVALID_FIELD", f"{field_name} must begin with namespaces/{{namespace}}")
+    if len(parts) < 2 or parts[0] != "namespaces" or not _NAMESPACE_ID.fullmatch(parts[1]):
+        raise invalid_field(field_name, "must begin with namespaces/{namespace}, an id like [a-z][a-z0-9-]{1,62}")
     return parts[1]

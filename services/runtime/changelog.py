@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import LiteralString
 
 from services.runtime import wire
@@ -28,7 +28,6 @@ from services.runtime.database import (
 from services.runtime.errors import InvalidArgument, OutOfRange
 
 MAX_UNIT_BYTES = 3 * 2**20
-REQUEST_LIFE = timedelta(hours=24)
 
 # Values of strandline.stream.v1.Change.Kind.
 CREATED, UPDATED, DELETED, UNDELETED, PURGED, EXPIRED, SCHEMA_CHANGED = range(1, 8)

@@ -222,8 +222,7 @@ class Committer(Generic[U]):
         try:
             await self._commit_through_reconnects(namespace, batch)
         except Exception as failure:
-            guilty_alone = len(batch) == 1 or isinstance(failure, (Error, psycopg.OperationalError))
-            if not guilty_alone:
+            if len(batch) > 1 and not isinstance(failure, Error) and not _is_passing(failure):
                 middle = len(batch) // 2
                 await self._commit_or_bisect(namespace, batch[:middle])
                 await self._commit_or_bisect(namespace, batch[middle:])
@@ -241,7 +240,7 @@ class Committer(Generic[U]):
                     await self._attempt(connection, namespace, batch)
                 return
             except psycopg.OperationalError as failure:
-                if asyncio.get_running_loop().time() + pause > deadline:
+                if not _is_passing(failure) or asyncio.get_running_loop().time() + pause > deadline:
                     raise
                 logger.warning("commit to %s is tried again: %s", namespace.id, failure)
                 await asyncio.sleep(pause)
@@ -287,13 +286,16 @@ class Committer(Generic[U]):
         if outcome.logged:
             head = Head(namespace.id, epoch, outcome.logged[-1].revision)
             self._published(Commit(head, revision, [unit.body for unit in outcome.logged]))
-        for item, result in zip(batch, outcome.results, strict=True):
+        decided = len(outcome.results)
+        for item, result in zip(batch[:decided], outcome.results, strict=True):
             if item.done.done():
                 continue
             if isinstance(result, Exception):
                 item.done.set_exception(result)
             else:
                 item.done.set_result(result)
+        if decided < len(batch):
+            await self._attempt(connection, namespace, batch[decided:])
 
     async def _create_head(self, connection: Connection, namespace: Namespace) -> None:
         # lock_head has set the namespace for row-level security; the insert may lose to another replica.
@@ -313,13 +315,30 @@ class _Outcome(Generic[U]):
     results: list[Receipt | Exception] = field(default_factory=list)
 
 
+def _is_passing(failure: Exception) -> bool:
+    """Whether the same batch may succeed in a moment: the connection or another's lock is to blame, not the work."""
+    if not isinstance(failure, psycopg.OperationalError):
+        return False
+    state = failure.sqlstate
+    if state is None or isinstance(failure, (psycopg.errors.LockNotAvailable, psycopg.errors.TooManyConnections)):
+        return True
+    # Classes "connection exception" and "operator intervention", but for a statement that took too long.
+    return state[:2] in ("08", "57") and not isinstance(failure, psycopg.errors.QueryCanceled)
+
+
 def _decide(
     round_: Round[U], units: Sequence[U], known: dict[tuple[str, str, str], AnsweredRequest], head: Stamp
 ) -> _Outcome[U]:
-    """Decide *units* in order; *head* is the current revision, and the commit time of the next one."""
+    """Decide *units* in order, as far as one transaction is meant to go.
+
+    *head* is the current revision, and the commit time of the next one.
+    """
     outcome: _Outcome[U] = _Outcome(round_)
     revision, commit_time = head.revision, head.commit_time
+    logged_bytes = 0
     for unit in units:
+        if logged_bytes > MAX_BATCH_BYTES:
+            break  # sizes are estimates until here: what a unit deletes is known only under the lock
         try:
             if (answered := known.get(unit.request_key)) and not unit.validate_only:
                 outcome.results.append(_repeat(unit, answered, head.epoch))
@@ -342,6 +361,7 @@ def _decide(
         if encoded:
             outcome.logged.append(encoded)
             outcome.accepted.append((unit, stamp))
+            logged_bytes += len(encoded.body)
             revision += 1
             commit_time += timedelta(microseconds=1)
         outcome.answers.append(AnsweredRequest(*unit.request_key, unit.body_hash, revision, decision.answer))

@@ -130,7 +130,7 @@ def translate(failure: Exception) -> errors.Error | None:
     if isinstance(failure, errors.Error):
         return failure
     if isinstance(failure, (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)):
-        return errors.Aborted("ETAG_MISMATCH", "a concurrent change won; read again and retry")
+        return errors.Unavailable("OVERLOADED", "a concurrent change won; retry")
     if isinstance(failure, (psycopg.OperationalError, ConnectionError)):
         return errors.Unavailable("OVERLOADED", "the store does not answer; retry")
     return None

@@ -19,7 +19,7 @@ from joserfc.jwk import OKPKey
 
 from services.runtime import wire
 from services.runtime.call import Principal
-from services.runtime.errors import Error, Unauthenticated
+from services.runtime.errors import InvalidArgument, Unauthenticated
 
 AUDIENCE = "strandline"
 TOKEN_TYPE = "at+jwt"
@@ -95,9 +95,7 @@ class TokenVerifier:
             claims = wire.parse_json(payload)
         except (JoseError, ValueError) as failure:
             raise _invalid() from failure
-        except Error as failure:  # the claims are no JSON object
-            if isinstance(failure, Unauthenticated):
-                raise
+        except InvalidArgument:  # the claims are no JSON object
             raise _invalid() from None
         return self._principal(claims)
 

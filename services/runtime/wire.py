@@ -93,7 +93,10 @@ def _encode_value(item: Any) -> bytes:
 
 def decode_struct(message: Struct, field: str = "data") -> JsonObject:
     """``Struct`` to a JSON object that passes the rules of the contract, or ``INVALID_FIELD`` for *field*."""
-    return {key: _decode_value(value, field, f"/{_escape(key)}", 1) for key, value in message.fields.items()}
+    return {
+        _checked_key(key, field, ""): _decode_value(value, field, f"/{_escape(key)}", 1)
+        for key, value in message.fields.items()
+    }
 
 
 def _decode_value(value: Value, field: str, pointer: str, depth: int) -> Any:
@@ -110,7 +113,7 @@ def _decode_value(value: Value, field: str, pointer: str, depth: int) -> Any:
         raise invalid_field(field, f"is nested more than {MAX_DEPTH} deep", pointer)
     if kind == "struct_value":
         return {
-            key: _decode_value(item, field, f"{pointer}/{_escape(key)}", depth + 1)
+            _checked_key(key, field, pointer): _decode_value(item, field, f"{pointer}/{_escape(key)}", depth + 1)
             for key, item in value.struct_value.fields.items()
         }
     if kind == "list_value":
@@ -130,7 +133,7 @@ def parse_json(raw: bytes, field: str = "data_json") -> JsonObject:
         raise invalid_field(field, reason) from None
     if not isinstance(value, dict):
         raise invalid_field(field, "must be a JSON object")
-    return {key: _check_json(item, field, "/", key, 1) for key, item in value.items()}
+    return {_checked_key(key, field, ""): _check_json(item, field, "/", key, 1) for key, item in value.items()}
 
 
 class _JsonRuleError(ValueError):
@@ -165,8 +168,15 @@ def _check_json(item: Any, field: str, parent: str, key: str | int, depth: int) 
     if depth >= MAX_DEPTH:
         raise invalid_field(field, f"is nested more than {MAX_DEPTH} deep", pointer)
     if isinstance(item, dict):
-        return {name: _check_json(value, field, f"{pointer}/", name, depth + 1) for name, value in item.items()}
+        return {
+            _checked_key(name, field, pointer): _check_json(value, field, f"{pointer}/", name, depth + 1)
+            for name, value in item.items()
+        }
     return [_check_json(value, field, f"{pointer}/", index, depth + 1) for index, value in enumerate(item)]
+
+
+def _checked_key(key: str, field: str, pointer: str) -> str:
+    return key if key.isascii() and "\x00" not in key else _checked_string(key, field, pointer)
 
 
 def _checked_string(value: str, field: str, pointer: str) -> str:

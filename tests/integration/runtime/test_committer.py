@@ -11,10 +11,11 @@ from strandline.stream.v1 import feed_pb2
 
 from services.runtime import changelog
 from services.runtime.call import Namespace
+from services.runtime.committer import Stamp
 from services.runtime.database import Connection, Statement, pipeline
 from services.runtime.errors import Aborted, InvalidArgument
 
-from .conftest import NAMESPACE, Replica, put
+from .conftest import NAMESPACE, CellRound, Put, Replica, put
 
 
 async def log_of(replica: Replica, namespace: str = NAMESPACE.id) -> list[feed_pb2.Unit]:
@@ -174,3 +175,31 @@ async def test_a_version_is_a_slice_of_its_unit(replica: Replica) -> None:
     ((kind, identifier, change_kind, entity),) = rows
     assert (kind, identifier, change_kind) == ("cell", "c", changelog.UPDATED)
     assert feed_pb2.Change.FromString(b"\x12" + bytes([len(entity)]) + entity).entity.revision == 2
+
+
+async def test_a_statement_that_takes_too_long_fails_its_unit_and_not_its_neighbours(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await replica.put("warm", 1)
+    real = CellRound.writes
+
+    def writes(self: CellRound, accepted: Sequence[tuple[Put, Stamp]]) -> Sequence[Statement]:
+        slow = [Statement("SET LOCAL statement_timeout = '50ms'"), Statement("SELECT pg_sleep(2)")]
+        return [*(slow if any(unit.cell == "c7" for unit, _ in accepted) else []), *real(self, accepted)]
+
+    monkeypatch.setattr(CellRound, "writes", writes)
+    outcomes = await asyncio.gather(*(replica.put(f"c{n}", n) for n in range(12)), return_exceptions=True)
+    assert [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Exception)] == [7]
+    assert isinstance(outcomes[7], psycopg.errors.QueryCanceled)
+
+
+async def test_a_batch_is_cut_by_what_it_really_adds_to_the_log(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.runtime.committer.MAX_BATCH_BYTES", 300)
+    units = [put(f"c{n}", n) for n in range(40)]
+    for unit in units:
+        unit.size = 1
+    receipts = await asyncio.gather(*(replica.committer.submit(NAMESPACE, unit) for unit in units))
+    assert [receipt.revision for receipt in receipts] == list(range(1, 41))
+    assert len(replica.announced) > 5

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from joserfc.jwk import OKPKey
 
-from services.runtime.errors import Unauthenticated
+from services.runtime.errors import Unauthenticated, Unavailable
 from services.runtime.tokens import KeySet, TokenVerifier
 
 ISSUER = "https://strandline.local"
@@ -118,3 +118,11 @@ async def test_a_remembered_token_still_expires(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(time, "time", lambda: later)
     with pytest.raises(Unauthenticated):
         await verifier.verify(good)
+
+
+async def test_a_token_that_cannot_be_checked_now_is_not_called_invalid() -> None:
+    async def no_keys(look_again: bool) -> KeySet:
+        raise Unavailable("ACCESS_UNVERIFIABLE", "not now")
+
+    with pytest.raises(Unavailable):
+        await TokenVerifier(ISSUER, no_keys).verify(token())

@@ -93,3 +93,16 @@ def test_a_violation_points_at_the_value() -> None:
 def test_five_is_five_however_it_is_written() -> None:
     assert wire.parse_json(b'{"a":5.0,"b":5,"c":5e0}') == {"a": 5, "b": 5, "c": 5}
     assert all(isinstance(number, int) for number in wire.parse_json(b'{"a":5.0}').values())
+
+
+@pytest.mark.parametrize("key", ["\x00", "a\x00", "\ud800"])
+def test_a_key_that_cannot_be_kept_is_refused_like_a_value(key: str) -> None:
+    for raw in (json.dumps({key: 1}), json.dumps({"a": [{key: 1}]})):
+        with pytest.raises(InvalidArgument) as refused:
+            wire.parse_json(raw.encode())
+        assert refused.value.reason == "INVALID_FIELD"
+    if key != "\ud800":  # protobuf holds no surrogates
+        struct = Struct()
+        struct["outer"] = {key: 1}
+        with pytest.raises(InvalidArgument):
+            wire.decode_struct(struct)
