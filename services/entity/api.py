@@ -16,7 +16,6 @@ from services.entity.model import (
     EntityKey,
     check_entity_id,
     entity_name,
-    new_uid,
     parse_entity_name,
     parse_namespace,
     parse_type_name,
@@ -28,6 +27,7 @@ from services.entity.writes import Writer, Written
 from services.runtime import rpc, wire
 from services.runtime.call import Call
 from services.runtime.errors import Error, NotFound, invalid_field
+from services.runtime.ids import uuid7
 from services.runtime.wire import JsonObject
 
 SERVICE: Final = "strandline.entity.v1.EntityService"
@@ -44,7 +44,7 @@ class EntityHandlers:
 
     async def create_entity(self, request: pb.CreateEntityRequest, call: Call) -> bytes:
         type_id = parse_type_name(request.parent, "parent")
-        entity_id = check_entity_id(request.entity_id, "entity_id") if request.entity_id else new_uid()
+        entity_id = check_entity_id(request.entity_id, "entity_id") if request.entity_id else uuid7()
         key, named = EntityKey(type_id, entity_id), bool(request.entity_id)
         name = entity_name(namespace_of_call(call).id, key)
         mutation = creation(name, key, _data(request.entity), "entity.data", named=named)

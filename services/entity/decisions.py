@@ -8,13 +8,14 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from services.entity.content import CompiledType, Entry, Rendered, canonical, merge
-from services.entity.model import StoredEntity, encode_entity, etag_of, new_uid
+from services.entity.model import StoredEntity, encode_entity, etag_of
 from services.entity.mutations import EVERYTHING, Kind, Mutation
 from services.entity.store import EntityRow
 from services.runtime import wire
 from services.runtime.changelog import CREATED, DELETED, UNDELETED, UPDATED, Change
 from services.runtime.committer import Stamp
 from services.runtime.errors import Aborted, AlreadyExists, Error, NotFound
+from services.runtime.ids import uuid7
 from services.runtime.wire import JsonObject
 
 _NO_ENTRIES: Final[frozenset[Entry]] = frozenset()
@@ -101,7 +102,7 @@ class _Step:
         content = self._content()
         rendered = self._render(content, self.prepared.mutation.json)
         # A deleted entity gives its name away: this is a new life, with nothing before it.
-        return self._store(CREATED, rendered, new_uid(), self.stamp.commit_time, self.actor, previous=b"")
+        return self._store(CREATED, rendered, uuid7(), self.stamp.commit_time, self.actor, previous=b"")
 
     def update(self, current: StoredEntity) -> Effect:
         mutation, content = self.prepared.mutation, self._content()

@@ -33,28 +33,13 @@ def parse_json(raw: bytes, field: str) -> JsonObject:
     return wire.parse_json(raw, field)
 
 
-def _settle(value: dict[str, Any], depth: int) -> int:
+def _settle(value: Any, depth: int) -> int:
     """Turn integral doubles into integers, in place; the number of keys at all depths."""
-    keys = len(value)
-    for key, item in value.items():
-        kind = type(item)
-        if kind is float:
-            if item.is_integer():
-                value[key] = _integer(int(item))
-        elif kind is int:
-            _integer(item)
-        elif kind is dict or kind is list:
-            keys += _settle_inner(item, depth + 1)
-    return keys
-
-
-def _settle_inner(value: Any, depth: int) -> int:
     if depth > MAX_DEPTH:
         raise _Odd
-    if type(value) is dict:
-        return _settle(value, depth)
-    keys = 0
-    for place, item in enumerate(value):
+    named = type(value) is dict
+    keys = len(value) if named else 0
+    for place, item in value.items() if named else enumerate(value):
         kind = type(item)
         if kind is float:
             if item.is_integer():
@@ -62,7 +47,7 @@ def _settle_inner(value: Any, depth: int) -> int:
         elif kind is int:
             _integer(item)
         elif kind is dict or kind is list:
-            keys += _settle_inner(item, depth + 1)
+            keys += _settle(item, depth + 1)
     return keys
 
 

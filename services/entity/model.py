@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -144,14 +142,6 @@ def type_name(namespace: str, type_id: str) -> str:
 
 def etag_of(revision: int) -> str:
     return f'"{revision}"'
-
-
-def new_uid() -> str:
-    """A lower-case UUIDv7 (RFC 9562): milliseconds, then 74 random bits."""
-    random = secrets.randbits(74)
-    value = time.time_ns() // 1_000_000 << 80 | 0x7 << 76 | (random >> 62) << 64 | 0b10 << 62 | random & (1 << 62) - 1
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def encode_entity(

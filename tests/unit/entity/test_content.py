@@ -12,7 +12,7 @@ from services.entity.content import CompiledType, canonical, merge
 from services.entity.index_keys import parse_index
 from services.entity.list_queries import Position
 from services.entity.lists import decode_position, encode_position
-from services.entity.model import EntityType, Index, IndexState, encode_entity, encode_type, new_uid
+from services.entity.model import EntityType, Index, IndexState, encode_entity, encode_type
 from services.entity.mutations import EVERYTHING, Kind, Mutation, fingerprint, parse_mask
 from services.entity.schemas import field_types
 from services.runtime import wire
@@ -121,15 +121,6 @@ def test_content_is_rendered_with_its_entries() -> None:
     assert len(compiled.render({}, b"{}", "entity.data").entries) == 1
     with pytest.raises(InvalidArgument, match="does not fit"):
         compiled.render({"b": 5}, b'{"b":5}', "entity.data")
-
-
-def test_uids_are_uuidv7_and_sorted_by_time() -> None:
-    import uuid
-
-    made = [new_uid() for _ in range(1000)]
-    assert len(set(made)) == 1000
-    assert all(uuid.UUID(text).version == 7 and uuid.UUID(text).variant == uuid.RFC_4122 for text in made)
-    assert [text[:8] for text in made] == sorted(text[:8] for text in made)
 
 
 @pytest.mark.parametrize("position", [Position(None, b"", "e1"), Position(2**40, b"\x00\xff" * 900, "x" * 128)])
