@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import socket
-import subprocess
-import sysconfig
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +12,7 @@ import pytest
 
 from services.runtime.bus import Bus
 from services.runtime.call import Namespace
+from tests.nats import Nats
 from tests.postgres import postgres
 
 from .owner import SYSTEM, TABLES, Owner
@@ -24,41 +21,6 @@ from .service import ANN, StreamService
 __all__ = ["postgres"]
 
 _numbers = itertools.count(1)
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Nats:
-    """A NATS server that can be taken away."""
-
-    def __init__(self) -> None:
-        self._port = free_port()
-        self.url = f"nats://127.0.0.1:{self._port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        program = Path(sysconfig.get_path("scripts"), "nats-server")
-        self._process = subprocess.Popen(
-            [program, "-a", "127.0.0.1", "-p", str(self._port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
-                    return
-            time.sleep(0.01)
-        raise RuntimeError("NATS did not start")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
 
 
 @pytest.fixture(scope="session")

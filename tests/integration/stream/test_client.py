@@ -11,7 +11,9 @@ from strandline.stream.v1 import feed_pb2
 from strandline_cli.watch import run_watch
 from strandline_client import ApiError, Client, FeedEnded, Start, http_watching, watching
 
-from .conftest import TIDES, Nats, free_port
+from tests.nats import Nats, free_port
+
+from .conftest import TIDES
 from .owner import SYSTEM, Owner
 from .service import ANN, StreamService, access_token
 

@@ -11,8 +11,9 @@ from strandline.stream.v1 import feed_pb2, log_service_pb2
 
 from services.runtime.bus import commit_subject
 from services.runtime.call import Namespace
+from tests.nats import Nats
 
-from .conftest import TIDES, MakeOwner, MakeStream, Nats
+from .conftest import TIDES, MakeOwner, MakeStream
 from .owner import SYSTEM, Owner
 from .service import StreamService, access_token
 

@@ -29,8 +29,8 @@ from services.runtime.errors import Error
 from services.runtime.gate import EDITOR, VIEWER
 from services.runtime.remote_keys import RemoteKeys
 from services.runtime.tokens import TokenVerifier
-from tests.integration.stream.conftest import Nats
 from tests.integration.user.conftest import PASSWORD, DatabaseFactory, Mailbox, Person, token_in
+from tests.nats import Nats
 
 ADMIN = "admin@example.com"
 CANARY = "canary-7f3a"

@@ -19,7 +19,6 @@ from strandline.entity.v1 import entity_service_pb2 as entity
 from strandline.entity.v1 import type_service_pb2 as types
 from strandline.user.v1 import namespace_service_pb2 as pb
 
-from tests.integration.stream.conftest import Nats
 from tests.integration.user.conftest import DatabaseFactory, reason_of, write_secret
 from tests.integration.user.test_process import (
     ADMIN,
@@ -29,6 +28,7 @@ from tests.integration.user.test_process import (
     nats_server,  # noqa: F401  (a fixture)
     url_of,
 )
+from tests.nats import Nats
 
 
 @asynccontextmanager
