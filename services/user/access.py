@@ -22,7 +22,9 @@ class LocalAccess:
         An owner's write to a namespace that is being deleted passes here and is refused under the lock, for a repeated
         ``DeleteNamespace`` must find its answer.
         """
-        (rows,) = await self._database.read(SYSTEM, sql.select_access(namespace_id, principal.user_id))
+        _, rows = await self._database.read(
+            SYSTEM, sql.act_for([namespace_id]), sql.select_access(namespace_id, principal.user_id)
+        )
         namespace, held = (sql.namespace_of(rows[0][:-1]), rows[0][-1] or 0) if rows else (None, 0)
         if namespace is None or not held or (namespace.deleting and not (write and held >= role)):
             raise NotFound("NOT_FOUND", "there is no such namespace, or you are not a member of it")

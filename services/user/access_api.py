@@ -24,8 +24,9 @@ class AccessHandlers:
     async def check_access(self, request: pb.CheckAccessRequest, call: Call) -> pb.CheckAccessResponse:
         user_id = check_user_id(request.user_id, "user_id")
         session_id = check_user_id(request.session_id or _NOBODY, "session_id")
-        head_rows, access_rows, session_rows = await self._database.read(
+        _, head_rows, access_rows, session_rows = await self._database.read(
             SYSTEM,
+            sql.act_for([request.namespace_id]),
             sql.HEAD,
             sql.select_access(request.namespace_id, user_id),
             sql.select_living_session(session_id),

@@ -110,7 +110,9 @@ class Deletions:
         """Do a bounded part of the work."""
         if not await self._purge(namespace_id, epoch):
             return Step.PURGING
-        (rows,) = await self._database.read(SYSTEM, sql.list_members(namespace_id, "", MEMBERS_PER_UNIT))
+        _, rows = await self._database.read(
+            SYSTEM, sql.act_for([namespace_id]), sql.list_members(namespace_id, "", MEMBERS_PER_UNIT)
+        )
         if rows:
             await self._system.commit(
                 RemoveMembers(

@@ -93,9 +93,10 @@ class SystemLedger:
     """The user service's part of a commit."""
 
     def reads(self, namespace: str, units: Sequence[SystemUnit]) -> Sequence[Statement]:
-        """Everything that the *units* name, one statement per kind."""
+        """Everything that the *units* name, one statement per kind; the rest of the transaction acts for them alone."""
         namespaces = {name for unit in units for name in unit.namespaces}
         return [
+            sql.act_for(namespaces),
             sql.select_namespaces(namespaces),
             sql.select_members({key for unit in units for key in unit.members}),
             sql.select_owners(namespaces),
@@ -107,7 +108,7 @@ class SystemLedger:
 
     def open_round(self, namespace: str, units: Sequence[SystemUnit], rows: Sequence[list[Row]]) -> SystemRound:
         """A round over the facts in *rows*."""
-        namespaces, members, owner_rows, users, tokens, sessions, records = rows
+        _, namespaces, members, owner_rows, users, tokens, sessions, records = rows
         owners: dict[str, set[str]] = defaultdict(set)
         for namespace_id, user_id in owner_rows:
             owners[namespace_id].add(user_id)

@@ -26,6 +26,17 @@ def member_of(row: Row) -> Member:
     return Member(namespace, user_id, Role(role), *rest)
 
 
+def act_for(namespaces: Collection[str] = (), user_id: str = "") -> Statement:
+    """Whom the rest of the transaction acts for, as row-level security is told; must come before what it is for.
+
+    It may read and write *namespaces* and their members, and read what *user_id* is a member of.
+    """
+    return Statement(
+        "SELECT set_config('app.tenants', %s::text[]::text, true), set_config('app.user', %s, true)",
+        (packed_text(namespaces), user_id),
+    )
+
+
 # What is read
 
 

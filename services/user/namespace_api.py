@@ -66,7 +66,7 @@ class NamespaceHandlers:
 
     async def get_namespace(self, request: pb.GetNamespaceRequest, call: Call) -> pb.GetNamespaceResponse:
         namespace_id = check_namespace_name(request.name, "name")
-        rows = await self._read(call, sql.select_namespaces([namespace_id]))
+        rows = await self._read(call, sql.act_for([namespace_id]), sql.select_namespaces([namespace_id]))
         if not rows:
             raise NotFound("NOT_FOUND", "there is no such namespace, or you are not a member of it")
         return pb.GetNamespaceResponse(namespace=namespace_message(sql.namespace_of(rows[0])))
@@ -74,7 +74,8 @@ class NamespaceHandlers:
     async def list_namespaces(self, request: pb.ListNamespacesRequest, call: Call) -> pb.ListNamespacesResponse:
         binding = binding_of("namespaces", call.actor)
         after, size = self._page(request.page_token, binding, request.page_size)
-        rows = await self._read(call, sql.list_namespaces(call.actor, after, size + 1))
+        listing = sql.list_namespaces(call.actor, after, size + 1)
+        rows = await self._read(call, sql.act_for(user_id=call.actor), listing)
         namespaces = [sql.namespace_of(row) for row in rows]
         page, token = self._cut(namespaces, size, binding, [namespace.id for namespace in namespaces])
         return pb.ListNamespacesResponse(namespaces=map(namespace_message, page), next_page_token=token)
@@ -138,7 +139,7 @@ class NamespaceHandlers:
         namespace_id = check_namespace_name(request.parent, "parent")
         binding = binding_of("members", namespace_id, call.allowed_namespace().epoch)
         after, size = self._page(request.page_token, binding, request.page_size)
-        rows = await self._read(call, sql.list_members(namespace_id, after, size + 1))
+        rows = await self._read(call, sql.act_for([namespace_id]), sql.list_members(namespace_id, after, size + 1))
         members = [sql.member_of(row) for row in rows]
         page, token = self._cut(members, size, binding, [member.user_id for member in members])
         return pb.ListMembersResponse(members=map(member_message, page), next_page_token=token)
@@ -180,9 +181,9 @@ class NamespaceHandlers:
         )
         return pb.DeleteMemberResponse(member=_member(receipt, call), revision=receipt.revision, epoch=receipt.epoch)
 
-    async def _read(self, call: Call, statement: Statement) -> list[Row]:
+    async def _read(self, call: Call, act_for: Statement, statement: Statement) -> list[Row]:
         """Rows of *statement* and the position of `system`, from one snapshot that is not older than demanded."""
-        head_rows, rows = await self._database.read(SYSTEM, sql.HEAD, statement)
+        _, head_rows, rows = await self._database.read(SYSTEM, act_for, sql.HEAD, statement)
         head = head_of(SYSTEM, head_rows, "")
         call.min_revision(0).check(head.revision, head.epoch)
         call.position(head.revision, head.epoch)

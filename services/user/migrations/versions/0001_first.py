@@ -85,9 +85,43 @@ TABLES = (
     )""",
 )
 
+# Whom a transaction acts for, said by `ledger_sql.act_for`. A setting that was made for one transaction reads as '' after
+# it. Subqueries, so that the setting is read once per statement and not once per row.
+NAMESPACES = "ANY ((SELECT nullif(current_setting('app.tenants', true), '')::text[])::text[])"
+USER = "(SELECT nullif(current_setting('app.user', true), '')::uuid)"
+
+# A transaction writes only to the tenants that it names. It reads these, and what its user is a member of. The work of
+# `system` is, besides, to complete deletions, so it may find them.
+TENANT_ROW_SECURITY = (
+    "ALTER TABLE members ENABLE ROW LEVEL SECURITY",
+    "ALTER TABLE members FORCE ROW LEVEL SECURITY",
+    f"CREATE POLICY tenants ON members USING (namespace = {NAMESPACES}) WITH CHECK (namespace = {NAMESPACES})",
+    f"CREATE POLICY own ON members FOR SELECT USING (user_id = {USER})",
+    "ALTER TABLE namespaces ENABLE ROW LEVEL SECURITY",
+    "ALTER TABLE namespaces FORCE ROW LEVEL SECURITY",
+    f"CREATE POLICY tenants ON namespaces USING (id = {NAMESPACES}) WITH CHECK (id = {NAMESPACES})",
+    f"""CREATE POLICY own ON namespaces FOR SELECT USING (
+        EXISTS (SELECT FROM members WHERE members.namespace = namespaces.id AND members.user_id = {USER}))""",
+    """CREATE POLICY deletions ON namespaces FOR SELECT USING (
+        deleting AND current_setting('app.namespace', true) = 'system')""",
+)
+
+# The trail can be added to and read. The default privileges of the schema gave the service more.
+APPEND_ONLY_AUDIT = """DO $$
+    DECLARE
+        grantee name;
+    BEGIN
+        FOR grantee IN
+            SELECT DISTINCT r.rolname FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee
+            WHERE c.oid = 'audit'::regclass AND a.grantee <> c.relowner
+        LOOP
+            EXECUTE format('REVOKE UPDATE, DELETE ON audit FROM %I', grantee);
+        END LOOP;
+    END $$"""
+
 
 def upgrade() -> None:
-    for statement in (*TABLES, *LOG_TABLES):
+    for statement in (*TABLES, *TENANT_ROW_SECURITY, APPEND_ONLY_AUDIT, *LOG_TABLES):
         op.execute(statement)
     # The life of `system` is the life of this database. Written before row-level security begins.
     op.execute("INSERT INTO heads (namespace, epoch) VALUES ('system', left(gen_random_uuid()::text, 8))")
