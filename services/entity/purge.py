@@ -1,14 +1,12 @@
 """Removing everything of one life of a namespace, in steps that each take about a second.
 
-The first step takes the head out of use: writers that still believe in the namespace are refused from then on. The
-head itself goes last, and not before every process must have heard that the namespace is gone; otherwise a late writer
-would begin a log for a life that is over.
+The first step writes into the head that this life is dead. The head stays, so that a writer that comes late, however
+late, is refused under the row lock that it needs anyway; the next life takes the same head over.
 """
 
 from __future__ import annotations
 
 import time
-from datetime import timedelta
 from typing import Final, LiteralString
 
 from services.runtime import changelog
@@ -16,8 +14,6 @@ from services.runtime.database import Database, Statement, pipeline
 
 STEP_SECONDS: Final = 1.0
 ROWS_AT_ONCE: Final = 2000
-# Access copies are refused for writes when they are older than 1.5 s.
-GRACE: Final = timedelta(seconds=3)
 _PURGING: Final = "~"
 _TABLES: Final[tuple[LiteralString, ...]] = (
     "index_jobs",
@@ -50,28 +46,18 @@ class Purger:
             while await self._in_transaction(namespace, delete):
                 if time.monotonic() > deadline:
                     return False
-        return bool(
-            await self._in_transaction(
-                namespace,
-                Statement(
-                    "DELETE FROM heads WHERE namespace = %s AND epoch = %s AND commit_time < now() - %s RETURNING 1",
-                    (namespace, _PURGING + epoch, GRACE),
-                ),
-            )
-        )
-
-    async def _take_out_of_use(self, namespace: str, epoch: str) -> bool:
-        """Mark the head, also one that was never made; False if the namespace is in another life."""
-        await self._in_transaction(namespace, Statement(changelog.CREATE_HEAD, (namespace, epoch)))
-        marked = await self._in_transaction(
+        await self._in_transaction(
             namespace,
             Statement(
-                """UPDATE heads SET epoch = %s, commit_time = now() WHERE namespace = %s AND epoch = %s RETURNING 1""",
-                (_PURGING + epoch, namespace, epoch),
+                "UPDATE heads SET epoch = '', revision = 0 WHERE namespace = %s AND epoch = %s",
+                (namespace, _PURGING + epoch),
             ),
         )
-        if marked:
-            return True
+        return True
+
+    async def _take_out_of_use(self, namespace: str, epoch: str) -> bool:
+        """Let nothing be written in this life any more; whether there may be something of it to remove."""
+        await self._in_transaction(namespace, changelog.end_life(namespace, epoch, _PURGING + epoch))
         rows = await self._in_transaction(
             namespace,
             Statement("SELECT 1 FROM heads WHERE namespace = %s AND epoch = %s", (namespace, _PURGING + epoch)),
@@ -79,12 +65,13 @@ class Purger:
         return bool(rows)
 
     async def _in_transaction(self, namespace: str, statement: Statement) -> list[tuple[object, ...]]:
+        """Rows of *statement* under the head's lock: a step on an index that is under way comes before it."""
         async with self._database.connection() as connection:
             try:
                 rows = await pipeline(
                     connection,
                     Statement("BEGIN"),
-                    Statement("SELECT set_config('app.namespace', %s, true)", (namespace,)),
+                    Statement(changelog.LOCK_HEAD, (namespace,)),
                     statement,
                     Statement("COMMIT"),
                 )

@@ -33,12 +33,16 @@ MAX_UNIT_BYTES = 3 * 2**20
 CREATED, UPDATED, DELETED, UNDELETED, PURGED, EXPIRED, SCHEMA_CHANGED = range(1, 8)
 
 LOG_TABLES: tuple[LiteralString, ...] = (
+    # A head is never removed, so that its row lock orders everything, also the end of one life of a namespace and the
+    # beginning of the next. "dead" are the epochs that nothing may be written in any more; the epoch is empty while
+    # there is no life: readers see no such head.
     """CREATE TABLE heads (
         namespace text COLLATE "C" PRIMARY KEY,
         epoch text NOT NULL,
         revision bigint NOT NULL DEFAULT 0,
         commit_time timestamptz NOT NULL DEFAULT '1970-01-01Z',
-        horizon bigint NOT NULL DEFAULT 0
+        horizon bigint NOT NULL DEFAULT 0,
+        dead text[] NOT NULL DEFAULT '{}'
     ) WITH (fillfactor = 50)""",
     """CREATE TABLE units (
         namespace text COLLATE "C" NOT NULL,
@@ -197,7 +201,30 @@ class AnsweredRequest:
 
 
 LOCK_HEAD: LiteralString = "SELECT epoch, revision, commit_time FROM lock_head(%s)"
-CREATE_HEAD: LiteralString = "INSERT INTO heads (namespace, epoch) VALUES (%s, %s) ON CONFLICT DO NOTHING"
+
+
+def begin_life(namespace: str, epoch: str) -> Statement:
+    """Make the head, or take over that of a namespace without a life; nothing if *epoch* is dead or another lives.
+
+    The conflict takes the row lock, so the condition is about the newest row.
+    """
+    return Statement(
+        """INSERT INTO heads (namespace, epoch) VALUES (%s, %s)
+        ON CONFLICT (namespace) DO UPDATE SET epoch = excluded.epoch, revision = 0, horizon = 0
+            WHERE heads.epoch = '' AND excluded.epoch <> ALL (heads.dead)""",
+        (namespace, epoch),
+    )
+
+
+def end_life(namespace: str, epoch: str, mark: str) -> Statement:
+    """Let nothing be written in the life *epoch* from now on; if it is the present one, its head says *mark*."""
+    return Statement(
+        """INSERT INTO heads (namespace, epoch, dead) VALUES (%s, '', ARRAY[%s])
+        ON CONFLICT (namespace) DO UPDATE SET dead = heads.dead || excluded.dead,
+            epoch = CASE WHEN heads.epoch = ANY (excluded.dead) THEN %s ELSE heads.epoch END
+            WHERE NOT heads.dead @> excluded.dead""",
+        (namespace, epoch, mark),
+    )
 
 
 def find_requests(namespace: str, keys: Sequence[tuple[str, str, str]]) -> Statement:
@@ -274,7 +301,7 @@ def append(namespace: str, units: Sequence[LoggedUnit], answers: Sequence[Answer
 
 def select_head(namespace: str) -> Statement:
     """The head, as a row for ``head_of``."""
-    return Statement("SELECT epoch, revision, horizon FROM heads WHERE namespace = %s", (namespace,))
+    return Statement("SELECT epoch, revision, horizon FROM heads WHERE namespace = %s AND epoch <> ''", (namespace,))
 
 
 def head_of(namespace: str, rows: Sequence[Row], epoch: str) -> Head:
@@ -287,7 +314,7 @@ async def read_heads(database: Database, namespaces: Sequence[str]) -> list[Head
     (rows,) = await database.read(
         "",
         Statement(
-            "SELECT namespace, epoch, revision, horizon FROM heads WHERE namespace = ANY(%s::text[])",
+            "SELECT namespace, epoch, revision, horizon FROM heads WHERE namespace = ANY(%s::text[]) AND epoch <> ''",
             (packed_text(namespaces),),
         ),
     )

@@ -257,12 +257,10 @@ class Committer(Generic[U]):
                 changelog.find_requests(namespace.id, [unit.request_key for unit in units]),
                 *self._ledger.reads(namespace.id, units),
             )
-            if not head_rows:
-                await self._create_head(connection, namespace)
+            if not head_rows or head_rows[0][0] != namespace.epoch:
+                await self._begin_life(connection, namespace)
                 return await self._attempt(connection, namespace, batch)
             epoch, revision, commit_time = head_rows[0]
-            if epoch != namespace.epoch:
-                raise Unavailable("OVERLOADED", "the namespace is being made anew; retry")
             known = {request.key: request for request in (AnsweredRequest(*row) for row in request_rows)}
             outcome = _decide(
                 self._ledger.open_round(namespace.id, units, rows),
@@ -297,13 +295,17 @@ class Committer(Generic[U]):
         if decided < len(batch):
             await self._attempt(connection, namespace, batch[decided:])
 
-    async def _create_head(self, connection: Connection, namespace: Namespace) -> None:
-        # lock_head has set the namespace for row-level security; the insert may lose to another replica.
-        await pipeline(
+    async def _begin_life(self, connection: Connection, namespace: Namespace) -> None:
+        # lock_head has set the namespace for row-level security; another replica may have been faster.
+        _, rows, _ = await pipeline(
             connection,
-            Statement(changelog.CREATE_HEAD, (namespace.id, namespace.epoch)),
+            changelog.begin_life(namespace.id, namespace.epoch),
+            changelog.select_head(namespace.id),
             Statement("COMMIT"),
         )
+        if not rows or rows[0][0] != namespace.epoch:
+            # The caller was late: what it believes in is dead, or another life is still being removed.
+            raise Unavailable("OVERLOADED", "the namespace is being made anew; retry")
 
 
 @dataclass

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from datetime import timedelta
 
 import pytest
 from strandline.entity.v1 import entity_pb2
 from strandline.entity.v1 import entity_service_pb2 as pb
 from strandline.stream.v1 import log_service_pb2
 
-from services.entity import purge
+from services.entity import purge, store
+from services.entity.type_changes import TypeChange, TypeOperation
+from services.runtime import changelog
 from services.runtime.call import Namespace
+from services.runtime.database import pipeline
+from services.runtime.errors import Unavailable
 from tests.integration.entity.conftest import Replica, Shore, reason
 
 
@@ -110,13 +113,12 @@ async def test_a_purge_leaves_nothing_and_a_new_life_begins_at_one(
 ) -> None:
     monkeypatch.setattr("services.entity.purge.STEP_SECONDS", 0.0)
     monkeypatch.setattr("services.entity.purge.ROWS_AT_ONCE", 100)
-    monkeypatch.setattr("services.entity.purge.GRACE", timedelta(seconds=0.1))
     neighbour = replica.shore()
     for each in (shore, neighbour):
         await each.declare(indexes=[{"fields": ["data.n"]}])
         await each.batch(*(each.creating(f"b{n}", {"n": n}) for n in range(250)), request_id="r")
     assert await purge_all(replica, shore.namespace) > 5
-    for table in (*purge._TABLES, "heads"):
+    for table in purge._TABLES:
         query = "SELECT count(*) FROM a_table WHERE namespace = %s".replace("a_table", table)
         assert await replica.deployment.rows(query, shore.namespace.id) == [(0,)], table
     assert len(await neighbour.list_ids(order_by="data.n")) == 250
@@ -128,9 +130,85 @@ async def test_a_purge_leaves_nothing_and_a_new_life_begins_at_one(
     assert (await reborn.get_type()).revision == 1
 
 
-async def test_a_namespace_that_is_being_purged_takes_no_writes(shore: Shore, replica: Replica) -> None:
+async def test_a_namespace_that_is_being_purged_takes_no_writes(
+    shore: Shore, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.entity.purge.STEP_SECONDS", 0.0)
     await shore.declare()
     request = pb.PurgeNamespaceRequest(namespace_id=shore.namespace.id, epoch=shore.namespace.epoch)
     assert not (await replica.entities.PurgeNamespace(request)).done
     assert await reason(shore.create("b1", {})) == "OVERLOADED"
     assert await reason(shore.get("b1")) == "OVERLOADED"
+
+
+def reborn(shore: Shore, epoch: str) -> Shore:
+    """The same namespace in another life, which is the one that access knows from now on."""
+    namespace = Namespace(shore.namespace.id, epoch)
+    shore.replica.deployment.members.namespaces[namespace.id] = namespace
+    return Shore(shore.replica, namespace, shore.user_id, shore.token)
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["written to", "never written to"])
+async def test_a_writer_that_comes_after_the_purge_begins_no_log_for_the_dead_life(
+    shore: Shore, replica: Replica, other_replica: Replica, written: bool
+) -> None:
+    if written:
+        await shore.declare()
+    await purge_all(replica, shore.namespace)
+    for late in (shore, shore.through(other_replica)):
+        assert await reason(late.declare()) == "OVERLOADED"
+    assert await shore.head() == 0
+    second = reborn(shore, "0badcafe")
+    assert (await second.declare()).revision == 1
+    await purge_all(replica, second.namespace)
+    for dead in (shore.namespace.epoch, "0badcafe"):
+        assert await reason(reborn(shore, dead).declare()) == "OVERLOADED"
+    assert await purge_all(replica, shore.namespace) == 1
+    assert (await reborn(shore, "1badcafe").declare()).revision == 1
+
+
+async def test_a_new_life_begins_while_writers_of_the_dead_one_still_come(
+    shore: Shore, replica: Replica, other_replica: Replica
+) -> None:
+    await shore.declare()
+    await purge_all(replica, shore.namespace)
+    dead, alive = shore.namespace, Namespace(shore.namespace.id, "0badcafe")
+    declared: list[int] = []
+
+    async def write(where: Replica, namespace: Namespace, type_id: str) -> None:
+        change = TypeChange(
+            actor=shore.user_id,
+            method="CreateType",
+            request_id=f"{namespace.epoch}{type_id}",
+            body_hash=b"",
+            exclusive=frozenset({type_id}),
+            operation=TypeOperation.CREATE,
+            type_id=type_id,
+        )
+        try:
+            declared.append((await where.service.committer.commit(namespace, change)).revision)
+        except Unavailable:
+            assert namespace is dead
+        else:
+            assert namespace is alive
+
+    places = [(where, life) for where in (replica, other_replica) for life in (dead, alive)]
+    await asyncio.gather(*(write(*place, f"t{n}") for n, place in enumerate(places * 10)))
+    assert sorted(declared) == list(range(1, 21))
+
+
+async def test_a_step_on_an_index_that_is_under_way_leaves_nothing_in_a_purged_namespace(
+    shore: Shore, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shore.declare()
+    monkeypatch.setattr("services.entity.purge.STEP_SECONDS", 0.0)
+    request = pb.PurgeNamespaceRequest(namespace_id=shore.namespace.id, epoch=shore.namespace.epoch)
+    assert not (await replica.entities.PurgeNamespace(request)).done
+    async with replica.service.database.connection() as connection, connection.transaction():
+        await connection.execute(changelog.LOCK_HEAD, (shore.namespace.id,))
+        purging = asyncio.create_task(purge_all(replica, shore.namespace))
+        await asyncio.sleep(0.3)
+        await pipeline(connection, store.insert_entries(shore.namespace.id, [(1, False, b"key", "b1")]))
+    await purging
+    left = "SELECT count(*) FROM index_entries WHERE namespace = %s"
+    assert await replica.deployment.rows(left, shore.namespace.id) == [(0,)]
