@@ -12,8 +12,6 @@ from services.user import ledger_sql as sql
 from services.user.model import SYSTEM, check_user_id
 from services.user.render import namespace_message
 
-_NOBODY = "00000000-0000-0000-0000-000000000000"
-
 
 class AccessHandlers:
     """Answers about one caller, from one snapshot."""
@@ -23,7 +21,7 @@ class AccessHandlers:
 
     async def check_access(self, request: pb.CheckAccessRequest, call: Call) -> pb.CheckAccessResponse:
         user_id = check_user_id(request.user_id, "user_id")
-        session_id = check_user_id(request.session_id or _NOBODY, "session_id")
+        session_id = check_user_id(request.session_id or sql.NOBODY, "session_id")
         _, head_rows, access_rows, session_rows = await self._database.read(
             SYSTEM,
             sql.act_for([request.namespace_id]),

@@ -83,11 +83,11 @@ async def test_tenants_are_hidden_from_who_names_none_and_closed_to_who_names_an
             await connection.execute("SELECT set_config('app.tenants', %s, false)", (tenants,))
             assert await (await connection.execute(query)).fetchall() == [(0, 0)]
             for insert in (
-                "INSERT INTO namespaces VALUES ('another', '00000000', '', true, false, 1, now(), now())",
-                f"INSERT INTO members VALUES ('another', '{ann.user_id}', 3, 1, now(), now())",
+                "INSERT INTO namespaces VALUES ('another', %s, '', true, false, 1, now(), now())",
+                "INSERT INTO members VALUES ('another', %s, 3, 1, now(), now())",
             ):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
-                    await connection.execute(insert.encode())
+                    await connection.execute(insert.encode(), (ann.user_id,))
 
 
 async def test_a_transaction_sees_and_changes_only_the_tenants_that_it_names(user: Running) -> None:

@@ -85,10 +85,9 @@ TABLES = (
     )""",
 )
 
-# Whom a transaction acts for, said by `ledger_sql.act_for`. A setting that was made for one transaction reads as '' after
-# it. Subqueries, so that the setting is read once per statement and not once per row.
+# Whom a transaction acts for, said by `ledger_sql.act_for`. A setting that was made for one transaction reads as ''
+# after it. Subqueries, so that the setting is read once per statement and not once per row.
 NAMESPACES = "ANY ((SELECT nullif(current_setting('app.tenants', true), '')::text[])::text[])"
-USER = "(SELECT nullif(current_setting('app.user', true), '')::uuid)"
 
 # A transaction writes only to the tenants that it names. It reads these, and what its user is a member of. The work of
 # `system` is, besides, to complete deletions, so it may find them.
@@ -96,12 +95,14 @@ TENANT_ROW_SECURITY = (
     "ALTER TABLE members ENABLE ROW LEVEL SECURITY",
     "ALTER TABLE members FORCE ROW LEVEL SECURITY",
     f"CREATE POLICY tenants ON members USING (namespace = {NAMESPACES}) WITH CHECK (namespace = {NAMESPACES})",
-    f"CREATE POLICY own ON members FOR SELECT USING (user_id = {USER})",
+    """CREATE POLICY own ON members FOR SELECT USING (
+        user_id = (SELECT nullif(current_setting('app.user', true), '')::uuid))""",
     "ALTER TABLE namespaces ENABLE ROW LEVEL SECURITY",
     "ALTER TABLE namespaces FORCE ROW LEVEL SECURITY",
     f"CREATE POLICY tenants ON namespaces USING (id = {NAMESPACES}) WITH CHECK (id = {NAMESPACES})",
-    f"""CREATE POLICY own ON namespaces FOR SELECT USING (
-        EXISTS (SELECT FROM members WHERE members.namespace = namespaces.id AND members.user_id = {USER}))""",
+    """CREATE POLICY own ON namespaces FOR SELECT USING (
+        EXISTS (SELECT FROM members m WHERE m.namespace = namespaces.id
+            AND m.user_id = (SELECT nullif(current_setting('app.user', true), '')::uuid)))""",
     """CREATE POLICY deletions ON namespaces FOR SELECT USING (
         deleting AND current_setting('app.namespace', true) = 'system')""",
 )
