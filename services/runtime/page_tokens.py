@@ -1,4 +1,4 @@
-"""Page tokens: a position in a walk, sealed so that it works only in the list that gave it (AIP-158).
+"""Pages: how many rows one holds, and its token: a position in a walk, sealed to the list that gave it (AIP-158).
 
 A token is base64url without padding of the position followed by 16 bytes of HMAC-SHA-256 over the list and the
 position. It hides nothing: the position holds only what the caller may read.
@@ -14,10 +14,17 @@ from typing import Final
 
 from services.runtime.errors import InvalidArgument
 
+DEFAULT_PAGE: Final = 50
+MAX_PAGE: Final = 1000
 _MAC_BYTES: Final = 16
 _MAX_TOKEN: Final = 4096
 """Characters; an index key, an id and the seal take at most 2,900."""
 _PURPOSE: Final = b"strandline page token 1"
+
+
+def page_size(asked: int) -> int:
+    """The number of rows for a ``page_size`` as the contract has it."""
+    return min(asked or DEFAULT_PAGE, MAX_PAGE)
 
 
 def list_binding(*, namespace: str, type_id: str, filter: str, order_by: str, show_deleted: bool) -> bytes:

@@ -14,7 +14,7 @@ from services.runtime.changelog import head_of
 from services.runtime.committer import Receipt
 from services.runtime.database import Database, Row, Statement
 from services.runtime.errors import InvalidArgument, NotFound, Violation, invalid_field
-from services.runtime.page_tokens import binding_of, open_token, seal
+from services.runtime.page_tokens import binding_of, open_token, page_size, seal
 from services.user import ledger_sql as sql
 from services.user.deletions import Deletions
 from services.user.ledger import SystemLog
@@ -30,8 +30,6 @@ from services.user.model import (
 from services.user.namespace_writes import CreateNamespace, DeleteNamespace, UpdateNamespace
 from services.user.render import member_message, namespace_message
 
-_DEFAULT_PAGE = 50
-_MAX_PAGE = 1000
 _NAMESPACE_FIELDS = {"displayName": "display_name", "massChangeGuard": "mass_change_guard"}
 
 T = TypeVar("T")
@@ -191,7 +189,7 @@ class NamespaceHandlers:
 
     def _page(self, token: str, binding: bytes, size: int) -> tuple[str, int]:
         after = open_token(self._page_key, binding, token).decode() if token else ""
-        return after, min(size or _DEFAULT_PAGE, _MAX_PAGE)
+        return after, page_size(size)
 
     def _cut(self, found: Sequence[T], size: int, binding: bytes, ids: Sequence[str]) -> tuple[Sequence[T], str]:
         """A page of at most *size*, and the token of the next one if *found* holds more."""

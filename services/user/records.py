@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from strandline.entity.v1.entity_pb2 import Entity
 
 from services.runtime.changelog import CREATED, DELETED, UPDATED, Change
 from services.runtime.committer import Stamp
+from services.runtime.ids import uuid7
 from services.user.model import SYSTEM, Member, Namespace, etag
 from services.user.sessions import ACCESS_LIFE
 
@@ -58,7 +57,7 @@ def revocation_data(user_id: str, ended_at: datetime) -> dict[str, Any]:
 
 def created(key: Key, data: Mapping[str, Any], actor: str, stamp: Stamp) -> Change:
     """A new record."""
-    entity = Entity(uid=_uuid7(stamp.commit_time), created_by=actor)
+    entity = Entity(uid=uuid7(), created_by=actor)
     entity.create_time.FromDatetime(stamp.commit_time)
     return Change(CREATED, *key, _finished(entity, key, data, actor, stamp))
 
@@ -86,12 +85,3 @@ def _finished(entity: Entity, key: Key, data: Mapping[str, Any] | None, actor: s
     entity.update_time.FromDatetime(stamp.commit_time)
     entity.updated_by = actor
     return entity.SerializeToString(deterministic=True)
-
-
-def _uuid7(moment: datetime) -> str:
-    """RFC 9562: milliseconds first, so that ids sort by time."""
-    milliseconds = int(moment.timestamp() * 1000)
-    raw = bytearray(milliseconds.to_bytes(6, "big") + os.urandom(10))
-    raw[6] = 0x70 | raw[6] & 0x0F
-    raw[8] = 0x80 | raw[8] & 0x3F
-    return str(UUID(bytes=bytes(raw)))

@@ -3,51 +3,77 @@
 from __future__ import annotations
 
 from services.runtime.changelog import DELETED
-from services.runtime.database import Database, Statement, packed_text
+from services.runtime.database import Database, Statement
 
-MAX_RECORDS = 1000
-"""Of one page; a record takes some 300 bytes."""
+MAX_WALKED = 1000
+"""Records of one page, dead ones included; a living one takes some 300 bytes."""
+_AFTER_ALL_TYPES = "~"
 
 
 class SystemSnapshots:
-    """``runtime.log_service.SnapshotReader`` over the index of versions."""
+    """``runtime.log_service.SnapshotReader`` over the index of versions: a walk from key to key, whatever their age."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def read_snapshot(
-        self, namespace: str, revision: int, types: list[str], after: tuple[str, str], max_bytes: int
+        self, namespace: str, epoch: str, revision: int, types: list[str], after: tuple[str, str], max_bytes: int
     ) -> tuple[list[bytes], tuple[str, str] | None]:
-        """See ``SnapshotReader``."""
+        """See ``SnapshotReader``; a page may be short or empty."""
+        wanted = [type_id for type_id in sorted(set(types)) if type_id >= after[0]]
+        if types and not wanted:
+            return [], None
+        if wanted and wanted[0] != after[0]:
+            after = (wanted[0], "")
         (rows,) = await self._database.read(
-            namespace,
-            Statement(
-                """SELECT v.type, v.id, substring(u.body FROM v.start + 1 FOR v.length)
-                FROM (SELECT DISTINCT ON (type, id) type, id, revision, kind, start, length FROM versions
-                    WHERE namespace = %s AND revision <= %s AND (type, id) > (%s, %s)
-                        AND (cardinality(%s::text[]) = 0 OR type = ANY(%s::text[]))
-                    ORDER BY type, id, revision DESC) v
-                JOIN units u ON u.namespace = %s AND u.revision = v.revision
-                WHERE v.kind <> %s ORDER BY v.type, v.id LIMIT %s""",
-                (
-                    namespace,
-                    revision,
-                    *after,
-                    packed_text(types),
-                    packed_text(types),
-                    namespace,
-                    DELETED,
-                    MAX_RECORDS,
-                ),
-            ),
+            namespace, select_page(namespace, revision, after, wanted[0] if wanted else _AFTER_ALL_TYPES)
         )
         entities: list[bytes] = []
         size = 0
-        end = after
         for type_id, record_id, entity in rows:
-            if entities and size + len(entity) > max_bytes:
-                return entities, end
-            entities.append(entity)
-            size += len(entity)
-            end = (type_id, record_id)
-        return entities, (end if len(rows) == MAX_RECORDS else None)
+            if entity is not None:
+                if entities and size + len(entity) > max_bytes:
+                    return entities, after
+                entities.append(entity)
+                size += len(entity)
+            after = (type_id, record_id)
+        if len(rows) == MAX_WALKED:
+            return entities, after
+        return entities, (wanted[1], "") if len(wanted) > 1 else None
+
+
+def select_page(namespace: str, revision: int, after: tuple[str, str], last_type: str) -> Statement:
+    """Rows (type, id, serialized Entity or NULL if it was not alive then) of the keys after *after*.
+
+    The recursion asks the index for one next key after the other. Its plain alternative, DISTINCT ON, reads and sorts
+    every version of the log for each page.
+    """
+    return Statement(
+        """WITH RECURSIVE keys AS (
+            (SELECT type, id FROM versions WHERE namespace = %s AND (type, id) > (%s, %s) AND type <= %s
+                ORDER BY type, id LIMIT 1)
+            UNION ALL
+            SELECT next.type, next.id FROM keys k CROSS JOIN LATERAL (
+                SELECT type, id FROM versions WHERE namespace = %s AND (type, id) > (k.type, k.id) AND type <= %s
+                    ORDER BY type, id LIMIT 1) next
+        )
+        SELECT k.type, k.id, (SELECT substring(body FROM v.start + 1 FOR v.length) FROM units
+            WHERE namespace = %s AND units.revision = v.revision AND v.kind <> %s)
+        FROM (SELECT * FROM keys LIMIT %s) k
+        LEFT JOIN LATERAL (SELECT revision, kind, start, length FROM versions
+            WHERE namespace = %s AND type = k.type AND id = k.id AND revision <= %s
+            ORDER BY revision DESC LIMIT 1) v ON true
+        ORDER BY k.type, k.id""",
+        (
+            namespace,
+            *after,
+            last_type,
+            namespace,
+            last_type,
+            namespace,
+            DELETED,
+            MAX_WALKED,
+            namespace,
+            revision,
+        ),
+    )

@@ -13,6 +13,8 @@ from strandline.stream.v1 import feed_pb2, log_service_pb2
 from strandline.user.v1 import namespace_service_pb2 as pb
 from strandline.user.v1 import user_pb2
 
+from services.runtime.database import Statement
+from services.user import snapshots
 from tests.integration.user.conftest import Person, Running, error_info, reason_of, refusal
 
 _numbers = itertools.count(1)
@@ -352,3 +354,70 @@ async def test_check_access_tells_the_truth(user: Running) -> None:
     assert mine.revision >= made.revision
     assert (await check(bob)).role == user_pb2.Member.ROLE_UNSPECIFIED
     assert not (await check(ann, "no-such-thing")).HasField("namespace")
+
+
+async def test_a_snapshot_shows_who_belonged_at_its_revision_through_short_and_empty_pages(
+    user: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "MAX_WALKED", 2)
+    ann, bob = await user.person("ann"), await user.person("bob")
+    name = (await create(user, ann)).namespace.name
+    await add(user, ann, name, bob.user_id, VIEWER)
+    revision = (await user.head()).revision
+    await set_role(user, ann, f"{name}/members/{bob.user_id}", EDITOR)
+    await user.namespaces.DeleteMember(
+        pb.DeleteMemberRequest(name=f"{name}/members/{bob.user_id}"), metadata=ann.credentials
+    )
+    now = (await user.head()).revision
+    namespace_id = name.split("/")[1]
+    for moment, roles in ((revision, {"OWNER", "VIEWER"}), (now, {"OWNER"})):
+        entities = await snapshot_of(user, moment, ["user", "membership", "unknown"])
+        data = [data_of(feed_pb2.Change(entity=entity)) for entity in entities]
+        assert {record["role"] for record in data if record.get("namespace") == namespace_id} == roles
+        names = [(entity.type, entity.name) for entity in entities]
+        assert names == sorted(set(names))
+        assert {entity.type for entity in entities} == {"user", "membership"}
+
+
+async def snapshot_of(user: Running, revision: int, types: list[str]) -> list[Any]:
+    """Every entity of a snapshot, page by page."""
+    entities = []
+    after = ("", "")
+    while True:
+        request = log_service_pb2.ReadSnapshotRequest(
+            namespace_id="system", revision=revision, types=types, after_type=after[0], after_id=after[1]
+        )
+        page = await user.log.ReadSnapshot(request)
+        entities += map(entity_of, page.entities)
+        after = (page.next_type, page.next_id)
+        if not any(after):
+            return entities
+
+
+async def test_a_page_of_a_snapshot_reads_two_versions_for_each_record_however_often_it_changed(user: Running) -> None:
+    ann = await user.person()
+    name = (await create(user, ann)).namespace.name
+    for number in range(40):
+        wanted = user_pb2.Namespace(name=name, display_name=f"name {number}")
+        request = pb.UpdateNamespaceRequest(namespace=wanted, update_mask=["displayName"])
+        await user.namespaces.UpdateNamespace(request, metadata=ann.credentials)
+    revision = (await user.head()).revision
+    page = snapshots.select_page("system", revision, ("namespace", ""), "namespace")
+    explained = Statement("EXPLAIN (ANALYZE, FORMAT JSON) " + page.sql, page.params)
+    (((plan,),),) = await user.service.database.read("system", explained)
+    (keys,) = await user.rows("SELECT count(DISTINCT id) FROM versions WHERE type = 'namespace'")
+    assert scanned_versions(plan[0]["Plan"]) <= 2 * keys[0]
+
+
+def scanned_versions(node: dict[str, Any]) -> int:
+    own = round(node["Actual Rows"] * node["Actual Loops"]) if node.get("Relation Name") == "versions" else 0
+    return own + sum(map(scanned_versions, node.get("Plans", ())))
+
+
+@pytest.mark.parametrize("key", ["with a space", "x" * 65, "a/b"])
+async def test_an_idempotency_key_in_a_header_obeys_the_rule_of_the_field(user: Running, key: str) -> None:
+    ann = await user.person()
+    request = pb.CreateNamespaceRequest(namespace_id="refused")
+    headers = (*ann.credentials, ("idempotency-key", key))
+    failure = await refusal(user.namespaces.CreateNamespace(request, metadata=headers))
+    assert reason_of(failure) == "INVALID_FIELD"
