@@ -26,7 +26,7 @@ from services.user.addresses import Address
 _THREADS: Final = 2
 # About half a second of work for two threads.
 _MAX_IN_HAND: Final = 32
-# Of the pepper; a new pepper gets the next number, and old hashes keep theirs until the next sign-in.
+# Which pepper a hash was made with.
 _PEPPER: Final = "1:"
 _MIN_CHARACTERS: Final = 12
 _MAX_CHARACTERS: Final = 128
@@ -114,6 +114,10 @@ class Passwords:
     async def verify(self, password: str, stored: str | None) -> bool:
         """Whether *stored* (None: nobody's) is the hash of *password*; takes the same time either way."""
         return await self._run(lambda: self._verify(password, stored))
+
+    def is_outdated(self, stored: str) -> bool:
+        """Whether *stored* was made with other parameters than ``hash`` uses now."""
+        return self._argon2.check_needs_rehash(stored.removeprefix(_PEPPER))
 
     def _verify(self, password: str, stored: str | None) -> bool:
         try:

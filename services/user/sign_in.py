@@ -60,6 +60,10 @@ class SignIn:
         async with self._passwords.turn():
             account = await self._attempt(index)
             right = await self._passwords.verify(password, account.password_hash if account else None)
+            # Only now is the password here to be hashed as strongly as new ones are.
+            stronger = ""
+            if account and right and self._passwords.is_outdated(account.password_hash):
+                stronger = await self._passwords.hash(password)
         if account is None or not right:
             async with store.transaction(self._engine) as tx:
                 await store.record(tx, "login_failed", account.user_id if account else "")
@@ -67,6 +71,8 @@ class SignIn:
         session_id = str(uuid4())
         async with store.transaction(self._engine) as tx:
             await store.forget_attempts(tx, "login", index)
+            if stronger:
+                await store.replace_password_hash(tx, account, stronger)
             await store.insert_session(tx, session_id, account.user_id, ABSOLUTE_LIFE)
             await store.record(tx, "login", account.user_id, session_id)
         return self._tokens(account.user_id, session_id, 0, account.administrator)

@@ -164,9 +164,13 @@ async def make_administrator(tx: AsyncConnection, user_id: str) -> None:
     await tx.execute(update(users).where(users.c.id == user_id).values(administrator=True))
 
 
-async def set_password(tx: AsyncConnection, user_id: str, password_hash: str) -> None:
-    """Replace the hash of the user's password."""
-    await tx.execute(update(users).where(users.c.id == user_id).values(password_hash=password_hash))
+async def replace_password_hash(tx: AsyncConnection, account: Account, password_hash: str) -> None:
+    """Store another hash of the account's password, unless the password was changed meanwhile."""
+    await tx.execute(
+        update(users)
+        .where(users.c.id == account.user_id, users.c.password_hash == account.password_hash)
+        .values(password_hash=password_hash)
+    )
 
 
 async def insert_session(tx: AsyncConnection, session_id: str, user_id: str, life: timedelta) -> None:

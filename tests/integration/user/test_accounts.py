@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 from base64 import urlsafe_b64decode
 
 import grpc
 import pytest
+from argon2 import PasswordHasher
 from strandline.user.v1 import auth_service_pb2 as pb
 
 from services.runtime.tokens import KeySet, TokenVerifier
@@ -246,3 +248,20 @@ async def test_somebody_may_sign_in_from_several_places_at_once(user: Running) -
     person = await user.person()
     for _ in range(5):
         await asyncio.gather(*(user.auth.Login(login(person.email)) for _ in range(4)))
+
+
+async def test_a_password_hashed_with_weaker_parameters_is_hashed_again_at_the_next_sign_in(user: Running) -> None:
+    ann = await user.person()
+    query = "SELECT password_hash FROM users WHERE id = %s"
+    (made,) = (await user.rows(query, ann.user_id))[0]
+    peppered = hmac.digest(user.keys.pepper, PASSWORD.encode(), "sha256")
+    weak = "1:" + PasswordHasher(time_cost=1, memory_cost=8192, parallelism=1).hash(peppered)
+    await user.execute("UPDATE users SET password_hash = %s WHERE id = %s", weak, ann.user_id)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await user.sign_in(ann, "not the password")
+    assert await user.rows(query, ann.user_id) == [(weak,)]
+    await user.sign_in(ann)
+    (again,) = (await user.rows(query, ann.user_id))[0]
+    assert again.split("$")[:-2] == made.split("$")[:-2] != weak.split("$")[:-2]
+    await user.sign_in(ann)
+    assert await user.rows(query, ann.user_id) == [(again,)]
