@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import sys
+from functools import partial
 from pathlib import Path
 
-import psycopg
-
-from services.runtime import changelog, log_service, telemetry
+from services.runtime import log_service
 from services.runtime.bus import Bus
 from services.runtime.call import Namespace as Life
 from services.runtime.committer import Committer
 from services.runtime.database import Database
 from services.runtime.errors import Error
 from services.runtime.gate import Gate
-from services.runtime.migrations import migrate
-from services.runtime.server import Server, run_main
+from services.runtime.server import Server
+from services.runtime.startup import serve_or_migrate, wait_for_database
 from services.runtime.tokens import TokenVerifier
 from services.runtime.upstream import channel
 from services.user import store, upkeep
@@ -40,11 +36,7 @@ from services.user.signing import TokenSigner
 from services.user.snapshots import SystemSnapshots
 from services.user.upstream import EntityData
 
-logger = logging.getLogger(__name__)
-
 MIGRATIONS = Path(__file__).parent / "migrations"
-# How long to wait at start for a database that is starting too.
-DATABASE_SECONDS = 15.0
 _PACKAGE = "strandline.user.v1"
 
 
@@ -85,11 +77,11 @@ class UserService:
         if self._settings.bootstrap_email:
             await self._bootstrap()
         background = [
-            asyncio.create_task(work)
+            asyncio.create_task(upkeep.keep_running(work))
             for work in (
-                upkeep.beat(self.database, self.bus),
-                upkeep.sweep(self.database, self.engine),
-                self.deletions.run(),
+                partial(upkeep.beat, self.database, self.bus),
+                partial(upkeep.sweep, self.database, self.engine),
+                self.deletions.run,
             )
         ]
         try:
@@ -120,48 +112,13 @@ class UserService:
 async def serve(settings: UserSettings) -> None:
     """Bring the schema up to date if that is this process's task, and serve."""
     keys = Keys.read(settings.secrets_dir)
-    epoch = await _wait_for_system(settings)
-    await UserService(settings, keys, epoch).run()
-
-
-async def _wait_for_system(settings: UserSettings) -> str:
-    """The epoch of ``system``, once the database answers and has its schema.
-
-    Raises:
-        RuntimeError: not within 15 s.
-    """
-    deadline = asyncio.get_running_loop().time() + DATABASE_SECONDS
-    while True:
-        try:
-            if settings.migrate_url:
-                await migrate(settings.migrate_url, MIGRATIONS)
-            database = Database(settings.database_url, size=1)
-            try:
-                (head,) = await changelog.read_heads(database, [SYSTEM])
-            finally:
-                await database.close()
-            return head.epoch
-        except (psycopg.OperationalError, psycopg.errors.UndefinedTable) as failure:
-            if asyncio.get_running_loop().time() > deadline:
-                raise RuntimeError(f"the database is not ready: {failure}") from failure
-            await asyncio.sleep(0.1)
+    (head,) = await wait_for_database(settings, MIGRATIONS, [SYSTEM])
+    await UserService(settings, keys, head.epoch).run()
 
 
 def main() -> None:
     """The console script."""
-    telemetry.configure_logging("user", os.environ.get("STRANDLINE_LOG_LEVEL", "INFO"))
-    run_main(_migrate if sys.argv[1:] == ["migrate"] else _serve)
-
-
-async def _serve() -> None:
-    await serve(UserSettings.from_env(os.environ))
-
-
-async def _migrate() -> None:
-    settings = UserSettings.from_env(os.environ)
-    if not settings.migrate_url:
-        raise KeyError("STRANDLINE_MIGRATE_URL")
-    await migrate(settings.migrate_url, MIGRATIONS)
+    serve_or_migrate("user", UserSettings.from_env, serve, MIGRATIONS)
 
 
 if __name__ == "__main__":

@@ -307,3 +307,35 @@ async def test_lost_connections_are_made_again_without_anybody_noticing(
             request = pb.CreateNamespaceRequest(namespace_id=f"tides{number}")
             await user.namespaces.CreateNamespace(request, metadata=admin.credentials)
             await user.sign_in(ADMIN)
+
+
+async def test_the_heartbeat_and_the_deletions_outlive_failures_that_nobody_expected(
+    environment: tuple[dict[str, str], str], nats_server: Nats
+) -> None:
+    async with launched(environment) as user:
+        bus = Bus(nats_server.url, ("", ""), None, "watcher")
+        bus.start()
+        heads = 0
+
+        async def heard(payload: bytes) -> None:
+            nonlocal heads
+            heads += 1
+
+        await bus.subscribe("strandline.heartbeat.system", heard)
+        async with await psycopg.AsyncConnection.connect(environment[1], autocommit=True) as connection:
+            for table in ("heads", "namespaces"):
+                await connection.execute(f"ALTER TABLE {table} RENAME TO {table}_away".encode())
+            await asyncio.sleep(6)  # the deletions are looked for every 5 s
+            for table in ("heads", "namespaces"):
+                await connection.execute(f"ALTER TABLE {table}_away RENAME TO {table}".encode())
+        before = heads
+
+        async def beats() -> bool:
+            return heads > before + 2
+
+        await eventually(beats, 15)
+        await bus.close()
+        code, logged = await user.stop()
+        assert code == 0, logged
+        assert logged.count("Traceback") >= 2
+        assert "never retrieved" not in logged
