@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-
-import psycopg
 
 from services.entity import api, type_api, upkeep
 from services.entity.catalog import Catalog
@@ -22,24 +17,20 @@ from services.entity.purge import Purger
 from services.entity.reads import Reader
 from services.entity.snapshots import SnapshotReader
 from services.entity.writes import Writer
-from services.runtime import changelog, log_service, telemetry
+from services.runtime import log_service
 from services.runtime.access import AccessCopy
 from services.runtime.bus import Bus
 from services.runtime.committer import Committer
 from services.runtime.database import Database
 from services.runtime.gate import Gate
-from services.runtime.migrations import migrate
 from services.runtime.remote_keys import RemoteKeys
-from services.runtime.server import Server, run_main
+from services.runtime.server import Server
 from services.runtime.settings import Settings, read_key
+from services.runtime.startup import serve_or_migrate, wait_for_database
 from services.runtime.tokens import TokenVerifier
 from services.runtime.upstream import channel
 
-logger = logging.getLogger(__name__)
-
 MIGRATIONS = Path(__file__).parent / "migrations"
-# How long to wait at start for a database that is starting too.
-DATABASE_SECONDS = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +84,7 @@ class EntityService:
 
 async def serve(settings: EntitySettings) -> None:
     """Bring the schema up to date if that is this process's task, and serve."""
-    await _wait_for_database(settings)
+    await wait_for_database(settings, MIGRATIONS)
     bus = Bus(settings.nats_url, settings.nats_credentials, settings.tls_dir, "entity")
     user_service = channel(settings.user_address)
     access = AccessCopy(user_service, bus)
@@ -109,44 +100,9 @@ async def serve(settings: EntitySettings) -> None:
         await user_service.close()
 
 
-async def _wait_for_database(settings: EntitySettings) -> None:
-    """Return once the database answers and has its schema.
-
-    Raises:
-        RuntimeError: not within 15 s.
-    """
-    deadline = asyncio.get_running_loop().time() + DATABASE_SECONDS
-    while True:
-        try:
-            if settings.migrate_url:
-                await migrate(settings.migrate_url, MIGRATIONS)
-            database = Database(settings.database_url, size=1)
-            try:
-                await changelog.read_heads(database, [])
-            finally:
-                await database.close()
-            return
-        except (psycopg.OperationalError, psycopg.errors.UndefinedTable) as failure:
-            if asyncio.get_running_loop().time() > deadline:
-                raise RuntimeError(f"the database is not ready: {failure}") from failure
-            await asyncio.sleep(0.1)
-
-
 def main() -> None:
     """The console script."""
-    telemetry.configure_logging("entity", os.environ.get("STRANDLINE_LOG_LEVEL", "INFO"))
-    run_main(_migrate if sys.argv[1:] == ["migrate"] else _serve)
-
-
-async def _serve() -> None:
-    await serve(EntitySettings.from_env(os.environ))
-
-
-async def _migrate() -> None:
-    settings = EntitySettings.from_env(os.environ)
-    if not settings.migrate_url:
-        raise KeyError("STRANDLINE_MIGRATE_URL")
-    await migrate(settings.migrate_url, MIGRATIONS)
+    serve_or_migrate("entity", EntitySettings.from_env, serve, MIGRATIONS)
 
 
 if __name__ == "__main__":

@@ -381,7 +381,7 @@ async def test_a_snapshot_shows_who_belonged_at_its_revision_through_short_and_e
 
 async def snapshot_of(user: Running, revision: int, types: list[str]) -> list[Any]:
     """Every entity of a snapshot, page by page."""
-    entities = []
+    entities: list[Any] = []
     after = ("", "")
     while True:
         request = log_service_pb2.ReadSnapshotRequest(
