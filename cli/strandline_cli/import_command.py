@@ -48,7 +48,7 @@ def tell(account: Account, seconds: float, rejects: Path | None) -> None:
     """Every row accounted for."""
     print(f"{account.read:,} rows read = {account.accepted:,} accepted + {account.rejected:,} rejected")
     print(f"{seconds:.1f} s, {account.read / seconds:,.0f} rows/s")
-    for reason, count in sorted(account.reasons.items()):
-        print(f"  {count:>9,} {reason}")
+    for reason, (count, first) in sorted(account.reasons.items()):
+        print(f"  {count:>9,} {reason}, first in {first}")
     if account.rejected:
         print(f"Rejected rows: {rejects}" if rejects else "To keep the rejected rows: --rejects FILE")

@@ -56,11 +56,13 @@ class Account:
     read: int = 0
     accepted: int = 0
     rejected: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Reason -> how many rows, and what was said of the first."""
 
-    def reject(self, reason: str) -> None:
+    def reject(self, reason: str, text: str) -> None:
         self.rejected += 1
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        count, first = self.reasons.get(reason, (0, text))
+        self.reasons[reason] = (count + 1, first)
 
 
 def open_text(path: Path, raw: IO[bytes]) -> IO[str]:
@@ -98,7 +100,10 @@ def read_json_lines(lines: IO[str], only_type: str | None) -> Iterator[Row]:
 def read_csv(
     lines: IO[str], kind: str, id_column: str, kinds_of_columns: Mapping[str, frozenset[str]]
 ) -> Iterator[Row]:
-    """Rows of a CSV file with a header line; *kinds_of_columns* are the JSON types that the schema allows."""
+    """Rows of a CSV file with a header line; *kinds_of_columns* are the JSON types that the schema allows.
+
+    The column of the id is part of the data only if the schema names it.
+    """
     reader = csv.DictReader(lines, strict=True)
     if id_column not in (reader.fieldnames or ()):
         raise ImportFileError(f"there is no column {id_column!r}; there are: {', '.join(reader.fieldnames or ())}")
@@ -108,7 +113,9 @@ def read_csv(
             yield Row(number, kind, "", b"", problem="has more or fewer cells than the header")
             continue
         data = {
-            name: typed(text, kinds_of_columns.get(name, frozenset())) for name, text in cells.items() if text != ""
+            name: typed(text, kinds_of_columns.get(name, frozenset()))
+            for name, text in cells.items()
+            if text != "" and (name != id_column or name in kinds_of_columns)
         }
         yield Row(number, kind, cells[id_column], json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode())
 
@@ -208,7 +215,7 @@ class Import:
                 self.account.accepted += 1
 
     def _reject(self, row: Row, reason: str, text: str) -> None:
-        self.account.reject(reason)
+        self.account.reject(reason, f"line {row.number}: {text}")
         self._rejected(row, reason, text)
 
 

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
@@ -39,12 +40,26 @@ async def sink(layout: Layout) -> AsyncIterator[None]:
         server.close()
 
 
-def read(folder: Path) -> Iterator[EmailMessage]:
-    """The mails that were taken, newest first."""
+def read(folder: Path) -> Iterator[dict[str, str]]:
+    """The mails that were taken, newest first: date (when it came), to, subject and text, safe to print."""
     for path in sorted(folder.glob("*.eml"), reverse=True):
         message = message_from_bytes(path.read_bytes(), policy=default)
         assert isinstance(message, EmailMessage)
-        yield message
+        body = message.get_body(("plain", "html"))
+        came = datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat(timespec="seconds")
+        yield {
+            "date": came,
+            "to": _printable(str(message["to"] or "")),
+            "subject": _printable(str(message["subject"] or "")),
+            "text": _printable(body.get_content().strip()) if body is not None else "",
+        }
+
+
+def _printable(text: str) -> str:
+    """*text* without what could steer a terminal: any local process may put a mail here."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
 
 
 class _Keeper:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from strandline_cli.platform import Running
 
 app = typer.Typer(
-    help="Strandline on one machine: the real PostgreSQL, NATS and Envoy, for development only.",
+    help="Strandline on one machine: the real PostgreSQL, NATS and Envoy, for development only. Data, keys and logs "
+    "lie in STRANDLINE_HOME (as root /var/lib/strandline, else ~/.local/share/strandline).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -51,7 +52,9 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
 
 @app.command()
 def logs(
-    part: Annotated[str, typer.Argument(help="postgres, nats, user, entity, stream, <service>-sidecar or edge.")],
+    part: Annotated[
+        str, typer.Argument(help="postgres, nats, user, entity, stream, <service>-sidecar or edge.", show_default=False)
+    ] = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0)] = 200,
 ) -> None:
@@ -62,7 +65,7 @@ def logs(
     log = folder / f"{part}.log"
     if not log.is_file() or log.parent != folder:
         known = ", ".join(sorted(path.stem for path in folder.glob("*.log"))) or "none yet"
-        _refuse(f"no log of {part!r} in {folder}; there are: {known}")
+        _refuse(f"{f'no log of {part!r} in {folder}' if part else 'say which part'}; there are: {known}")
     for line in last_lines(log, lines):
         print(line)
     if follow:
@@ -120,13 +123,11 @@ def mail(as_json: Annotated[bool, typer.Option("--json", help="One JSON object p
     from strandline_cli.mail import read
 
     for message in read(Home.from_environment().mail):
-        body = message.get_body(("plain", "html"))
-        text = body.get_content().strip() if body is not None else ""
-        headers = {name: str(message[name] or "") for name in ("date", "to", "subject")}
         if as_json:
-            print(json.dumps(headers | {"text": text}))
+            print(json.dumps(message))
         else:
-            print("\n".join(f"{name.title()}: {value}" for name, value in headers.items()), text, "", sep="\n")
+            text = message.pop("text")
+            print("\n".join(f"{name.title()}: {value}" for name, value in message.items()), "", text, "", sep="\n")
 
 
 @app.command("import")

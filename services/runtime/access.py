@@ -169,7 +169,8 @@ class AccessCopy:
             try:
                 await self._catch_up()
             except grpc.aio.AioRpcError as failure:
-                logger.warning("the copy of access rules cannot be renewed: %s", failure.details())
+                level = logging.WARNING if self._complete.is_set() else logging.INFO  # at start the others start, too
+                logger.log(level, "the copy of access rules cannot be renewed: %s", failure.details())
                 await asyncio.sleep(HEARTBEAT_SECONDS / 2)
             except Exception:
                 # Whatever it was: a copy that nobody follows any more would stay stale for ever.

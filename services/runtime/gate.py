@@ -89,10 +89,14 @@ def check_rules(request: Message) -> None:
     violations = _validator().collect_violations(request)
     if violations:
         listed = [
-            Violation(_field_path(violation.proto.field), violation.proto.message or "is not valid")
+            Violation(_field_path(violation.proto.field), _in_our_words(violation.proto.message))
             for violation in violations[:100]
         ]
         raise InvalidArgument("INVALID_FIELD", f"{listed[0].field}: {listed[0].message}", violations=listed)
+
+
+def _in_our_words(message: str) -> str:
+    return message.replace("does not match regex pattern", "must match") or "is not valid"
 
 
 def _field_path(path: Any) -> str:

@@ -18,7 +18,7 @@ import grpc
 import psycopg
 from google.protobuf import any_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from strandline.rpc.v1 import access_pb2
 
@@ -57,18 +57,28 @@ class Method:
         self.request_class = message_factory.GetMessageClass(descriptor.input_type)
         self.handler_name = re.sub(r"(?<!^)(?=[A-Z])", "_", descriptor.name).lower()
 
+    def parse(self, raw: bytes) -> Message:
+        """The request in *raw*; ``INVALID_FIELD`` when it is none."""
+        try:
+            return self.request_class.FromString(raw)
+        except DecodeError:
+            raise errors.InvalidArgument(
+                "INVALID_FIELD", f"the request is no valid {self.descriptor.input_type.name}, or nested too deep"
+            ) from None
+
 
 def generic_handler(service: str, handlers: object, admit: Admission) -> grpc.GenericRpcHandler:
     """Bind the methods of *handlers* to the RPCs of *service* (its full proto name), each behind *admit*."""
     descriptor = descriptor_pool.Default().FindServiceByName(service)
-    table = {}
+    table: dict[str, grpc.RpcMethodHandler[bytes, Message | bytes]] = {}
     for method_descriptor in descriptor.methods:
         method = Method(method_descriptor)
         handler = getattr(handlers, method.handler_name)
         streaming = method_descriptor.server_streaming
         make = grpc.unary_stream_rpc_method_handler if streaming else grpc.unary_unary_rpc_method_handler
         adapt = adapt_stream if streaming else adapt_unary
-        table[method.name] = make(adapt(method, handler, admit), method.request_class.FromString, serialize)
+        # Requests come as bytes: what grpcio says of one that it cannot parse shows the inside of this process.
+        table[method.name] = make(adapt(method, handler, admit), None, serialize)
     return grpc.method_handlers_generic_handler(service, table)
 
 
@@ -79,10 +89,11 @@ def serialize(response: Message | bytes) -> bytes:
 def adapt_unary(method: Method, handler: Any, admit: Admission) -> Any:
     observe = telemetry.observer(method.path)
 
-    async def unary(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message | bytes:
+    async def unary(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Message | bytes:
         started = time.perf_counter()
         code = "OK"
         try:
+            request = method.parse(raw)
             call = call_of(context)
             await admit(method, request, call)
             response: Message | bytes = await handler(request, call)
@@ -103,8 +114,9 @@ def adapt_unary(method: Method, handler: Any, admit: Admission) -> Any:
 
 
 def adapt_stream(method: Method, handler: Any, admit: Admission) -> Any:
-    async def stream(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message | bytes]:
+    async def stream(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message | bytes]:
         try:
+            request = method.parse(raw)
             call = call_of(context)
             await admit(method, request, call)
             async for response in handler(request, call):

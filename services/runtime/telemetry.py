@@ -44,6 +44,7 @@ def configure_logging(service: str, level: str = "INFO") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service))
     logging.basicConfig(handlers=[handler], level=level, force=True)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # its remarks on how libraries close TLS help nobody
     logging.getLogger("nats").setLevel(logging.ERROR)  # its reconnect attempts are reported by our own callbacks
 
 

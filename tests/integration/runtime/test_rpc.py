@@ -1,0 +1,70 @@
+"""What a client on the wire sees of requests that are none."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from strandline.stream.v1 import log_service_pb2
+
+from services.runtime import rpc
+from services.runtime.call import Call
+
+READ = "/strandline.stream.v1.LogService/ReadUnits"
+
+
+class Handlers:
+    """Answers of the right type and no meaning."""
+
+    async def get_heads(self, request: Message, call: Call) -> Message:
+        return log_service_pb2.GetHeadsResponse()
+
+    async def read_units(self, request: Message, call: Call) -> Message:
+        raise RuntimeError("secret of the house")
+
+    async def find_revision(self, request: Message, call: Call) -> Message:
+        return log_service_pb2.FindRevisionResponse()
+
+    async def read_snapshot(self, request: Message, call: Call) -> Message:
+        return log_service_pb2.ReadSnapshotResponse()
+
+
+async def admit(method: rpc.Method, request: Message, call: Call) -> None:
+    """Everybody."""
+
+
+@pytest.fixture
+async def channel(tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((rpc.generic_handler("strandline.stream.v1.LogService", Handlers(), admit),))
+    address = f"unix:{tmp_path}/s"
+    server.add_insecure_port(address)
+    await server.start()
+    async with grpc.aio.insecure_channel(address) as made:
+        yield made
+    await server.stop(None)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\xff\xff\xff\xff", b"\x0a\x02\xff\xfe", b"\x0a\x7f"], ids=["garbage", "UTF-8", "cut"]
+)
+async def test_bytes_that_are_no_request_are_the_callers_mistake(channel: grpc.aio.Channel, raw: bytes) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await channel.unary_unary(READ)(raw)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "class" not in (refused.value.details() or "")
+    details = dict(refused.value.trailing_metadata() or ())["grpc-status-details-bin"]
+    info = error_details_pb2.ErrorInfo()
+    assert isinstance(details, bytes)
+    assert status_pb2.Status.FromString(details).details[0].Unpack(info)
+    assert info.reason == "INVALID_FIELD"
+
+
+async def test_an_exception_shows_nothing_of_itself(channel: grpc.aio.Channel) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await channel.unary_unary(READ)(b"")
+    assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.INTERNAL, "internal error")
