@@ -51,7 +51,7 @@ def read(folder: Path) -> Iterator[dict[str, str]]:
             "date": came,
             "to": _printable(str(message["to"] or "")),
             "subject": _printable(str(message["subject"] or "")),
-            "text": _printable(body.get_content().strip()) if body is not None else "",
+            "text": _printable(body.get_content().replace("\r\n", "\n").strip()) if body is not None else "",
         }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import grpc
@@ -49,12 +49,18 @@ async def channel(tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
     await server.stop(None)
 
 
+def read(channel: grpc.aio.Channel) -> Callable[[bytes], Awaitable[bytes]]:
+    """The RPC, without a message class in between."""
+    call: Callable[[bytes], Awaitable[bytes]] = channel.unary_unary(READ)
+    return call
+
+
 @pytest.mark.parametrize(
     "raw", [b"\xff\xff\xff\xff", b"\x0a\x02\xff\xfe", b"\x0a\x7f"], ids=["garbage", "UTF-8", "cut"]
 )
 async def test_bytes_that_are_no_request_are_the_callers_mistake(channel: grpc.aio.Channel, raw: bytes) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await channel.unary_unary(READ)(raw)
+        await read(channel)(raw)
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "class" not in (refused.value.details() or "")
     details = dict(refused.value.trailing_metadata() or ())["grpc-status-details-bin"]
@@ -66,5 +72,5 @@ async def test_bytes_that_are_no_request_are_the_callers_mistake(channel: grpc.a
 
 async def test_an_exception_shows_nothing_of_itself(channel: grpc.aio.Channel) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await channel.unary_unary(READ)(b"")
+        await read(channel)(b"")
     assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.INTERNAL, "internal error")
