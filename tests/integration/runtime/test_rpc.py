@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
 import grpc
 import pytest
@@ -51,8 +52,7 @@ async def channel(tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
 
 def read(channel: grpc.aio.Channel) -> Callable[[bytes], Awaitable[bytes]]:
     """The RPC, without a message class in between."""
-    call: Callable[[bytes], Awaitable[bytes]] = channel.unary_unary(READ)
-    return call
+    return cast(Callable[[bytes], Awaitable[bytes]], channel.unary_unary(READ))
 
 
 @pytest.mark.parametrize(
