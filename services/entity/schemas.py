@@ -45,7 +45,11 @@ def check_schema(schema: JsonObject, field: str) -> None:
     try:
         compile_schema(schema)
     except jsonschema_rs.ValidationError as failure:
-        raise invalid_field(field, failure.message[:_MAX_MESSAGE], pointer_of(failure.instance_path)) from None
+        if "retriev" in failure.message.lower() or "base uri" in failure.message.lower():
+            message = "a $ref may only lead inside the schema: #/..."
+        else:
+            message = failure.message[:_MAX_MESSAGE]
+        raise invalid_field(field, message, pointer_of(failure.instance_path)) from None
     check_cost(schema, field)
 
 
@@ -62,7 +66,8 @@ def closed(schema: JsonObject) -> JsonObject:
     """*schema* as it is applied."""
     if "additionalProperties" in schema or "unevaluatedProperties" in schema:
         return schema
-    return {**schema, "additionalProperties": False}
+    # Without "properties" the library forgets which field it refuses.
+    return {"properties": {}, **schema, "additionalProperties": False}
 
 
 def violation_error(validator: Validator, data: JsonObject, field: str) -> InvalidArgument:
