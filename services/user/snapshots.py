@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from services.runtime.changelog import DELETED
+from services.runtime.call import MinRevision
+from services.runtime.changelog import DELETED, head_of, select_head
 from services.runtime.database import Database, Statement
 
 MAX_WALKED = 1000
@@ -19,15 +20,23 @@ class SystemSnapshots:
     async def read_snapshot(
         self, namespace: str, epoch: str, revision: int, types: list[str], after: tuple[str, str], max_bytes: int
     ) -> tuple[list[bytes], tuple[str, str] | None]:
-        """See ``SnapshotReader``; a page may be short or empty."""
+        """See ``SnapshotReader``; a page may be short or empty.
+
+        Raises:
+            FailedPrecondition: FUTURE_REVISION or EPOCH_CHANGED.
+        """
         wanted = [type_id for type_id in sorted(set(types)) if type_id >= after[0]]
         if types and not wanted:
             return [], None
         if wanted and wanted[0] != after[0]:
             after = (wanted[0], "")
-        (rows,) = await self._database.read(
-            namespace, select_page(namespace, revision, after, wanted[0] if wanted else _AFTER_ALL_TYPES)
+        head_rows, rows = await self._database.read(
+            namespace,
+            select_head(namespace),
+            select_page(namespace, revision, after, wanted[0] if wanted else _AFTER_ALL_TYPES),
         )
+        head = head_of(namespace, head_rows, epoch)
+        MinRevision(revision, epoch).check(head.revision, head.epoch)
         entities: list[bytes] = []
         size = 0
         for type_id, record_id, entity in rows:

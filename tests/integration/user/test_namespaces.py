@@ -421,3 +421,13 @@ async def test_an_idempotency_key_in_a_header_obeys_the_rule_of_the_field(user: 
     headers = (*ann.credentials, ("idempotency-key", key))
     failure = await refusal(user.namespaces.CreateNamespace(request, metadata=headers))
     assert reason_of(failure) == "INVALID_FIELD"
+
+
+async def test_a_snapshot_of_another_life_or_of_the_future_is_refused(user: Running) -> None:
+    head = await user.head()
+    for epoch, revision, reason in (
+        ("00000000", head.revision, "EPOCH_CHANGED"),
+        (head.epoch, head.revision + 1000, "FUTURE_REVISION"),
+    ):
+        request = log_service_pb2.ReadSnapshotRequest(namespace_id="system", epoch=epoch, revision=revision)
+        assert reason_of(await refusal(user.log.ReadSnapshot(request))) == reason
