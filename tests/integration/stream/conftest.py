@@ -10,17 +10,20 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from services.entity.server import MIGRATIONS
 from services.runtime.bus import Bus
 from services.runtime.call import Namespace
+from services.runtime.migrations import migrate
 from tests.nats import Nats
 from tests.postgres import postgres
 
-from .owner import SYSTEM, TABLES, Owner
+from .owner import SYSTEM, Owner, declare_types
 from .service import ANN, StreamService
 
 __all__ = ["postgres"]
 
 _numbers = itertools.count(1)
+APP = "stream_app"
 
 
 @pytest.fixture(scope="session")
@@ -38,20 +41,31 @@ def run_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture
-async def log_url(postgres: str) -> str:
-    """A fresh database with a log, as a role without privileges beyond its tables."""
-    name = f"stream{next(_numbers)}"
+@pytest.fixture(scope="session")
+async def template(postgres: str) -> str:
+    """The name of a database with the entity service's schema, and a role with the rights that the service has."""
+    name = "stream_template"
+    superuser = psycopg.conninfo.make_conninfo(postgres, dbname=name)
     async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as connection:
         await connection.execute(f"CREATE DATABASE {name}")
-        await connection.execute(f"CREATE ROLE {name}_app LOGIN NOSUPERUSER NOBYPASSRLS")
-    owner = psycopg.conninfo.make_conninfo(postgres, dbname=name)
-    async with await psycopg.AsyncConnection.connect(owner) as connection:
-        for statement in TABLES:
-            await connection.execute(statement)
-        grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {name}_app"
-        await connection.execute(grant)
-    return psycopg.conninfo.make_conninfo(owner, user=f"{name}_app")
+        await connection.execute(f"CREATE ROLE {APP} LOGIN NOSUPERUSER NOBYPASSRLS")
+    await migrate(superuser, MIGRATIONS)
+    async with await psycopg.AsyncConnection.connect(superuser) as connection:
+        await connection.execute(
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {APP};"
+            f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {APP}"
+        )
+        await declare_types(connection)
+    return name
+
+
+@pytest.fixture
+async def log_url(postgres: str, template: str) -> str:
+    """A fresh database of the entity service, as a role without privileges beyond its tables."""
+    name = f"stream{next(_numbers)}"
+    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as connection:
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
+    return psycopg.conninfo.make_conninfo(postgres, dbname=name, user=APP)
 
 
 MakeOwner = Callable[[], Awaitable[Owner]]
@@ -75,8 +89,9 @@ async def make_owner(log_url: str, nats_server: Nats, run_folder: Path) -> Async
 
 
 @pytest.fixture
-async def owner(make_owner: MakeOwner) -> Owner:
-    """The owner, in whose namespaces Ann is a viewer."""
+async def owner(make_owner: MakeOwner, monkeypatch: pytest.MonkeyPatch) -> Owner:
+    """The owner, in whose namespaces Ann is a viewer. A snapshot of a few entities takes several pages."""
+    monkeypatch.setattr("services.entity.snapshots.MAX_WALKED", 10)
     first = await make_owner()
     await first.start()
     await found(first, TIDES)
