@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Final, TypeAlias
 
+from services.runtime.call import MinRevision
 from services.runtime.changelog import DELETED, EXPIRED, PURGED, head_of, select_head
 from services.runtime.database import Database, Statement, packed_int8
-from services.runtime.errors import FailedPrecondition, NotFound, OutOfRange
+from services.runtime.errors import NotFound, OutOfRange
 
 MAX_WALKED: Final = 5000
 _AFTER_ALL_TYPES: Final = "~"
@@ -24,13 +25,13 @@ class SnapshotReader:
         self._database = database
 
     async def read_snapshot(
-        self, namespace: str, revision: int, types: list[str], after: Place, max_bytes: int
+        self, namespace: str, epoch: str, revision: int, types: list[str], after: Place, max_bytes: int
     ) -> tuple[list[bytes], Place | None]:
         """A page; it may be short or empty. Only None for the next place is the end.
 
         Raises:
             NotFound: nothing was written to the namespace yet.
-            FailedPrecondition: FUTURE_REVISION.
+            FailedPrecondition: FUTURE_REVISION or EPOCH_CHANGED.
             OutOfRange: SNAPSHOT_EXPIRED.
         """
         wanted = [type_id for type_id in sorted(set(types)) if type_id >= after[0]]
@@ -45,10 +46,7 @@ class SnapshotReader:
         if not head_rows:
             raise NotFound("NOT_FOUND", "nothing was written to this namespace yet")
         head = head_of(namespace, head_rows, "")
-        if revision > head.revision:
-            raise FailedPrecondition(
-                "FUTURE_REVISION", "the revision does not exist yet", head_revision=str(head.revision)
-            )
+        MinRevision(revision, epoch).check(head.revision, head.epoch)
         if revision < head.horizon:
             raise OutOfRange("SNAPSHOT_EXPIRED", "the log no longer reaches back to the snapshot; begin again")
         entities = [message for _, _, message, _, _ in rows if message is not None]

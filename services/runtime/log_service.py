@@ -21,9 +21,13 @@ class SnapshotReader(Protocol):
     """Reads live entities as they were at a revision."""
 
     async def read_snapshot(
-        self, namespace: str, revision: int, types: list[str], after: tuple[str, str], max_bytes: int
+        self, namespace: str, epoch: str, revision: int, types: list[str], after: tuple[str, str], max_bytes: int
     ) -> tuple[list[bytes], tuple[str, str] | None]:
-        """Serialized entities after (type, id) in that order, and where the page ends; None: nothing is left."""
+        """Serialized entities after (type, id) in that order, and where the page ends; None: nothing is left.
+
+        Raises:
+            FailedPrecondition: EPOCH_CHANGED, *epoch* (if any is given) is not the life that is read.
+        """
         ...
 
 
@@ -56,6 +60,7 @@ class LogHandlers:
     async def read_snapshot(self, request: pb.ReadSnapshotRequest, call: Call) -> pb.ReadSnapshotResponse:
         entities, end = await self._snapshots.read_snapshot(
             request.namespace_id,
+            request.epoch,
             request.revision,
             list(request.types),
             (request.after_type, request.after_id),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
+import grpc
 import pytest
 from strandline.entity.v1 import entity_pb2
 from strandline.entity.v1 import entity_service_pb2 as pb
@@ -16,7 +17,7 @@ from services.runtime import changelog
 from services.runtime.call import Namespace
 from services.runtime.database import pipeline
 from services.runtime.errors import Unavailable
-from tests.integration.entity.conftest import Replica, Shore, reason
+from tests.integration.entity.conftest import Replica, Shore, error_info, reason, refusal
 
 
 async def snapshot(
@@ -96,6 +97,15 @@ async def test_a_snapshot_is_complete_while_writes_go_on(shore: Shore, monkeypat
 async def test_a_snapshot_of_the_future_is_refused(shore: Shore) -> None:
     await shore.declare()
     assert await reason(snapshot(shore, 2)) == "FUTURE_REVISION"
+
+
+async def test_a_snapshot_of_another_life_is_refused(shore: Shore, replica: Replica) -> None:
+    await shore.declare()
+    other = Shore(replica, Namespace(shore.namespace.id, "0badcafe"), shore.user_id, shore.token)
+    failure = await refusal(snapshot(other, 1))
+    assert failure.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert error_info(failure).reason == "EPOCH_CHANGED"
+    assert error_info(failure).metadata["epoch"] == shore.namespace.epoch
 
 
 async def purge_all(replica: Replica, namespace: Namespace) -> int:
