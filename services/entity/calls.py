@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import Final, Protocol
+from typing import Protocol
 
 from services.entity.writes import Writing
 from services.runtime import wire
 from services.runtime.call import Call, Namespace
-from services.runtime.errors import NotFound, invalid_field
-
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
+from services.runtime.errors import NotFound
 
 
 class WriteRequest(Protocol):
@@ -31,10 +28,8 @@ def namespace_of_call(call: Call) -> Namespace:
 
 
 def writing(request: WriteRequest, call: Call, method: str) -> Writing:
-    """Who writes, and how a repetition is known; a malformed ``idempotency-key`` is ``INVALID_FIELD``."""
+    """Who writes, and how a repetition is known."""
     request_id = call.request_id(request.request_id)
-    if not _REQUEST_ID.fullmatch(request_id):
-        raise invalid_field("idempotency-key", "must match [A-Za-z0-9_-]{1,64}")
     return Writing(namespace_of_call(call), call.actor, method, request_id, request.validate_only)
 
 

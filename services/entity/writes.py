@@ -25,7 +25,7 @@ from services.runtime.call import Namespace
 from services.runtime.changelog import select_versions
 from services.runtime.committer import Committer, Receipt
 from services.runtime.database import Database
-from services.runtime.errors import Aborted, Error, InvalidArgument
+from services.runtime.errors import Error, InvalidArgument, Unavailable
 
 MAX_ATTEMPTS: Final = 10
 
@@ -135,8 +135,9 @@ class Writer:
         return Outcome(outcome.name, outcome.revision, rows[0][3] if rows else b"")
 
 
-def _contended() -> Aborted:
-    return Aborted("ETAG_MISMATCH", "the entity is being changed by others; read again and retry", etag="")
+def _contended() -> Unavailable:
+    """The last resort: nothing was written, and the same request, with its request id, may well work."""
+    return Unavailable("OVERLOADED", "the entity is being changed by many others; retry")
 
 
 def _waves(mutations: Sequence[Mutation | Error]) -> list[list[tuple[int, Mutation]]]:

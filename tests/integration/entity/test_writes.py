@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import pytest
 from google.protobuf import json_format
 from strandline.entity.v1 import entity_service_pb2 as pb
 from strandline.stream.v1 import feed_pb2
 
-from tests.integration.entity.conftest import Replica, Shore, error_info, reason, refusal
+from tests.integration.entity.conftest import Replica, Shore, error_info, info_in, reason, refusal
 
 Change = feed_pb2.Change
 
@@ -262,3 +263,32 @@ async def test_concurrent_masked_updates_lose_nothing(shore: Shore, other_replic
     await asyncio.gather(*calls)
     data = json_format.MessageToDict((await shore.get("b1")).data)
     assert data == {f"k{n}": n for n in range(40)}
+
+
+async def test_a_write_without_an_etag_that_loses_every_race_may_simply_be_repeated(
+    shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shore.declare(indexes=[{"fields": ["data.x", "data.y"], "unique": True}])
+    await shore.create("b1", {"x": -1, "y": -1})
+
+    async def update(field: str, n: int) -> str:
+        try:
+            await shore.update("b1", {field: n})
+        except grpc.aio.AioRpcError as failure:
+            return f"{failure.code().name} {error_info(failure).reason}"
+        return ""
+
+    async def update_in_batch(field: str, n: int) -> str:
+        (result,) = (await shore.batch(shore.updating("b1", {field: n}))).results
+        status = result.status
+        return f"{grpc_code(status.code)} {info_in(status).reason}" if status.code else ""
+
+    assert set(await asyncio.gather(*(update(field, n) for n in range(8) for field in "xy"))) == {""}
+    # With one attempt, all that were prepared for what another one then changed are lost.
+    monkeypatch.setattr("services.entity.writes.MAX_ATTEMPTS", 1)
+    writes = [write(field, n) for n in range(8, 16) for field in "xy" for write in (update, update_in_batch)]
+    assert set(await asyncio.gather(*writes)) == {"", "UNAVAILABLE OVERLOADED"}
+
+
+def grpc_code(number: int) -> str:
+    return next(code.name for code in grpc.StatusCode if code.value[0] == number)
