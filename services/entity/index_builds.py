@@ -13,10 +13,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import orjson
-import psycopg
 
 from services.entity import store, type_store
 from services.entity.content import index_keys_or_none
@@ -31,7 +30,17 @@ ENTITIES_AT_ONCE: Final = 500
 ENTRIES_AT_ONCE: Final = 5000
 # How often to look for work that another process has left.
 LOOK_SECONDS: Final = 10.0
+# How long a job rests after its first failure, and at most.
+REST_SECONDS: Final = 1.0
+MAX_REST_SECONDS: Final = 300.0
 MAX_NAMES: Final = 10
+
+
+class _Rest(NamedTuple):
+    """A job that failed is not looked at before *until*."""
+
+    until: float
+    seconds: float
 
 
 class IndexBuilder:
@@ -42,6 +51,7 @@ class IndexBuilder:
         self._wanted = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
+        self._resting: dict[tuple[str, int], _Rest] = {}
 
     def start(self) -> None:
         self._stopping = False
@@ -63,23 +73,40 @@ class IndexBuilder:
             self._wanted.clear()
             try:
                 await self.work()
-            except (psycopg.Error, OSError) as failure:
-                logger.warning("work on indexes is tried again: %s", failure)
+            except Exception:
+                # Nobody watches this task: whatever happened, work goes on.
+                logger.exception("work on indexes is tried again")
+            soonest = min((rest.until for rest in self._resting.values()), default=float("inf"))
+            pause = min(LOOK_SECONDS, max(soonest - asyncio.get_running_loop().time(), 0.0))
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), LOOK_SECONDS)
+                await asyncio.wait_for(self._wanted.wait(), pause)
 
     async def work(self) -> None:
-        """Do all the work there is, one step of each job in turn."""
+        """Do all the work there is, one step of each job in turn; a job that fails rests, longer each time."""
+        loop = asyncio.get_running_loop()
         while not self._stopping:
             (jobs,) = await self._database.read("", type_store.select_jobs())
-            if not jobs:
+            self._resting = {job: rest for job, rest in self._resting.items() if job in jobs}
+            due = [job for job in jobs if job not in self._resting or self._resting[job].until <= loop.time()]
+            if not due:
                 return
-            for namespace, index_id in jobs:
-                started = asyncio.get_running_loop().time()
-                async with self._database.connection() as connection:
-                    await _Step(connection, namespace, index_id).take()
+            for namespace, index_id in due:
+                started = loop.time()
+                await self._take_step(namespace, index_id)
                 # Writers of the namespace get as much time as the step took.
-                await asyncio.sleep(asyncio.get_running_loop().time() - started)
+                await asyncio.sleep(loop.time() - started)
+
+    async def _take_step(self, namespace: str, index_id: int) -> None:
+        job = (namespace, index_id)
+        try:
+            async with self._database.connection() as connection:
+                await _Step(connection, namespace, index_id).take()
+        except Exception:
+            seconds = min(2 * self._resting[job].seconds, MAX_REST_SECONDS) if job in self._resting else REST_SECONDS
+            self._resting[job] = _Rest(asyncio.get_running_loop().time() + seconds, seconds)
+            logger.exception("index %d of %s waits %.0f s after a failure", index_id, namespace, seconds)
+        else:
+            self._resting.pop(job, None)
 
 
 class _Step:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-import psycopg
-
 from services.runtime import changelog
 from services.runtime.database import Database, Statement
 
@@ -16,12 +14,32 @@ EVERY_SECONDS = 600.0
 
 
 async def forget(database: Database) -> None:
-    """Forget old requests, one namespace after the other, for ever."""
+    """Forget old requests, again and again."""
     while True:
         await asyncio.sleep(EVERY_SECONDS)
         try:
-            (rows,) = await database.read("", Statement("SELECT namespace FROM heads ORDER BY namespace"))
-            for (namespace,) in rows:
-                await changelog.forget_requests(database, namespace)
-        except (psycopg.Error, OSError) as failure:
-            logger.warning("old requests are kept a little longer: %s", failure)
+            await forget_everywhere(database)
+        except Exception:
+            # Nobody watches this task: whatever happened, the next turn comes.
+            logger.exception("old requests are kept a little longer")
+
+
+async def forget_everywhere(database: Database) -> None:
+    """Forget old requests, one namespace after the other; one that fails does not keep the others from it."""
+    (rows,) = await database.read("", Statement("SELECT namespace FROM heads ORDER BY namespace"))
+    failed: dict[str, Exception] = {}
+    for (namespace,) in rows:
+        try:
+            await changelog.forget_requests(database, namespace)
+        except Exception as failure:
+            failed[namespace] = failure
+    if failed:
+        # One line, because a database that went away fails them all.
+        first, cause = next(iter(failed.items()))
+        logger.warning(
+            "old requests of %d namespaces are kept a little longer, those of %s because of %s: %s",
+            len(failed),
+            first,
+            type(cause).__name__,
+            cause,
+        )

@@ -29,6 +29,9 @@ from services.runtime.errors import InvalidArgument, OutOfRange
 
 MAX_UNIT_BYTES = 3 * 2**20
 
+# Answered requests that one transaction removes.
+FORGET_AT_ONCE = 5000
+
 # Values of strandline.stream.v1.Change.Kind.
 CREATED, UPDATED, DELETED, UNDELETED, PURGED, EXPIRED, SCHEMA_CHANGED = range(1, 8)
 
@@ -74,6 +77,7 @@ LOG_TABLES: tuple[LiteralString, ...] = (
         create_time timestamptz NOT NULL,
         PRIMARY KEY (namespace, request_id, principal, method)
     )""",
+    "CREATE INDEX requests_namespace_create_time ON requests (namespace, create_time)",
     # Taking the lock first, and in a statement of its own, is what makes every later statement of the transaction see
     # all earlier commits of the namespace: under READ COMMITTED each one has a snapshot taken after the lock.
     """CREATE FUNCTION lock_head(wanted text) RETURNS TABLE (epoch text, revision bigint, commit_time timestamptz)
@@ -397,9 +401,15 @@ def select_versions(namespace: str, keys: Sequence[tuple[str, str]], revision: i
 
 
 async def forget_requests(database: Database, namespace: str) -> None:
-    """Remove what was answered more than 24 hours ago."""
-    async with database.connection() as connection, connection.transaction():
-        await connection.execute("SELECT set_config('app.namespace', %s, true)", (namespace,))
-        await connection.execute(
-            "DELETE FROM requests WHERE namespace = %s AND create_time < now() - interval '24 hours'", (namespace,)
-        )
+    """Remove what was answered more than 24 hours ago, in transactions of some milliseconds."""
+    forgotten = FORGET_AT_ONCE
+    while forgotten == FORGET_AT_ONCE:
+        async with database.connection() as connection, connection.transaction():
+            await connection.execute("SELECT set_config('app.namespace', %s, true)", (namespace,))
+            cursor = await connection.execute(
+                """DELETE FROM requests WHERE ctid = ANY (ARRAY(
+                    SELECT ctid FROM requests WHERE namespace = %s AND create_time < now() - interval '24 hours'
+                    ORDER BY create_time LIMIT %s))""",
+                (namespace, FORGET_AT_ONCE),
+            )
+            forgotten = cursor.rowcount
