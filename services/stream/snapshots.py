@@ -41,6 +41,8 @@ class Walk:
 
     async def next_page(self, logs: Logs, selection: Selection) -> Page:
         """Read on; moves nothing yet, so that it can be tried again."""
+        if not self.revision:
+            return Page((), None)  # nothing was written yet, so the owner may know no such log
         return await logs.snapshot(self.namespace, self.epoch, self.revision, sorted(selection.types), self.after)
 
     def take(self, page: Page, selection: Selection) -> list[entity_pb2.Entity]:
