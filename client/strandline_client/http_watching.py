@@ -55,8 +55,9 @@ class EventSource:
         async with _response(session, url, query, headers) as response:
             async for event in split(response.content.iter_any(), b"\n\n"):
                 fields = dict(line.split(b": ", 1) for line in event.split(b"\n"))
-                yield orjson.loads(fields[b"data"])
+                # Before the message is given away: who takes an `End` does not come back for more.
                 self._last_id = fields[b"id"].decode() if b"id" in fields else self._last_id
+                yield orjson.loads(fields[b"data"])
 
 
 async def connect_websocket(

@@ -67,10 +67,13 @@ class Position:
     _snapshot: SnapshotVerifier | None = field(init=False)
 
     def __post_init__(self) -> None:
-        after = self.start.after_revision
-        self._ranges = RangeVerifier(self.dense, self.start.epoch if after is not None else "", after)
+        self._ranges = self._begin()
         # A snapshot taken up again from another process's token cannot be summed here.
         self._snapshot = SnapshotVerifier() if self.start.snapshot else None
+
+    def _begin(self) -> RangeVerifier:
+        after = self.start.after_revision
+        return RangeVerifier(self.dense, self.start.epoch if after is not None else "", after)
 
     def take(self, seen: Seen) -> None:
         """Verify a message and move behind it.
@@ -95,4 +98,7 @@ class Position:
     def _end(self, end: Ending, seen: Seen) -> None:
         if end.reason not in RESUMABLE:
             raise FeedEnded(end.reason, end.detail, seen.epoch, seen.revision)
+        if self.start.after_revision is None and not self.start.resume_token:
+            # Nothing came yet, so there is nothing to join up with: the next try begins wherever the log is by then.
+            self._ranges = self._begin()
         raise ApiError("UNAVAILABLE", end.reason, end.detail)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from strandline_client import FeedEnded, FeedViolation, Start
 from strandline_client.errors import ApiError
-from strandline_client.http_watching import look, split
+from strandline_client.http_watching import EventSource, look, split
 from strandline_client.position import Ending, Position, Seen
 from strandline_client.verify import RangeVerifier, SnapshotVerifier
 
@@ -94,6 +99,51 @@ def test_an_end_that_allows_it_is_resumed_and_any_other_is_told() -> None:
     with pytest.raises(FeedEnded) as raised:
         position.take(Seen(3, 3, "e", end=Ending("ACCESS_REVOKED", "")))
     assert (raised.value.reason, raised.value.epoch, raised.value.revision) == ("ACCESS_REVOKED", "e", 3)
+
+
+@pytest.mark.parametrize(
+    "start", [Start(snapshot=True), Start(now=True), Start(after_time=datetime(2999, 1, 1, tzinfo=UTC))]
+)
+def test_an_end_before_the_first_message_leaves_nothing_to_join_up_with(start: Start) -> None:
+    position = Position(start, dense=True)
+    for revision, reason in ((3, "DRAINING"), (5, "UNAVAILABLE")):
+        with pytest.raises(ApiError, match=reason):
+            position.take(Seen(revision, revision, "e", end=Ending(reason, "")))
+        assert position.start == start
+    if start.snapshot:
+        position.take(Seen(7, 7, "e", None, [("a", 6)], "t"))
+        with pytest.raises(ApiError, match="DRAINING"):
+            position.take(Seen(7, 7, "e", end=Ending("DRAINING", "")))
+        position.take(Seen(7, 7, "e", None, [("b", 7)], "u"))
+    else:
+        position.take(Seen(7, 7, "e"))
+    with pytest.raises(FeedViolation):
+        position.take(Seen(8, 9, "e", units=[9]))
+
+
+def test_a_position_survives_an_end_before_the_first_message() -> None:
+    position = Position(Start(after_revision=3, epoch="e"), dense=True)
+    with pytest.raises(ApiError, match="DRAINING"):
+        position.take(Seen(3, 3, "e", end=Ending("DRAINING", "")))
+    with pytest.raises(FeedViolation):
+        position.take(Seen(4, 5, "e", units=[5]))
+
+
+async def test_the_id_of_an_event_is_known_before_its_message_is_given_away() -> None:
+    asked: list[str | None] = []
+
+    async def serve(request: web.Request) -> web.Response:
+        asked.append(request.headers.get("last-event-id"))
+        return web.Response(body=b"id: s.abc\ndata: {}\n\n")
+
+    app = web.Application()
+    app.router.add_get("/", serve)
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        events = EventSource()
+        for _ in range(2):
+            async with aclosing(events.connect(session, str(server.make_url("/")), [], {})) as connection:
+                await anext(connection)  # and no more: as after an `End`
+    assert asked == [None, "s.abc"]
 
 
 def test_json_messages_say_the_same_about_themselves() -> None:
