@@ -94,7 +94,8 @@ def selection_of(types: list[str], filter: str) -> Selection:
     for index, type_id in enumerate(types):
         if not _TYPE_ID.fullmatch(type_id):
             raise invalid_field(f"types[{index}]", "must match [a-z][a-z0-9_]{0,62}")
-    node = parse_filter(filter)
+    # Most feeds have no filter: the first of them must not wait until the parser is loaded.
+    node = parse_filter(filter) if filter else None
     return Selection(frozenset(types), filter, None if node is None else compile_predicate(node))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -96,3 +98,11 @@ def test_a_selection_that_makes_no_sense_is_refused() -> None:
         with pytest.raises(InvalidArgument) as raised:
             selection_of(types, filter)
         assert raised.value.reason == "INVALID_FIELD"
+
+
+def test_a_feed_without_a_filter_does_not_wait_for_the_parser() -> None:
+    program = "from services.stream.selection import *; selection_of([], ''); import sys; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True, timeout=30)
+    loaded = run.stdout.split()
+    assert "services.stream.selection" in loaded
+    assert "lark" not in loaded
