@@ -17,7 +17,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from strandline.stream.v1 import feed_pb2, stream_service_pb2
 
 from services.runtime.call import Call
-from services.runtime.errors import Error
+from services.runtime.errors import Error, PermissionDenied
 from services.runtime.rpc import Admission, Method, translate
 from services.runtime.server import remove_stale_socket
 from services.stream.feed import Feed
@@ -32,6 +32,7 @@ NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
 # Nothing that a WebSocket client says is of use; more than this at once is no client of ours.
 MAX_CLIENT_MESSAGE = 4096
+_PORTS = {"http": ":80", "https": ":443"}
 _STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no", "x-content-type-options": "nosniff"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -66,17 +67,35 @@ class HttpPort:
         await self._runner.cleanup()
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
+        is_websocket = request.headers.get("upgrade", "").lower() == "websocket"
+        if is_websocket:
+            check_origin(request.headers.get("origin"), request.host)
         call = Call(metadata={key.lower(): value for key, value in request.headers.items()})
         watch = parse_watch(
             request.match_info["namespace"], request.rel_url.query.items(), request.headers.get("last-event-id", "")
         )
         await self._admit(self._method, watch, call)
         async with self._feeds.open(watch, call) as feed:
-            if request.headers.get("upgrade", "").lower() == "websocket":
+            if is_websocket:
                 return await _websocket(request, feed, call.response_headers)
             if SSE in request.headers.get("accept", ""):
                 return await _lines(request, feed, call.response_headers, SSE, _event)
             return await _lines(request, feed, call.response_headers, NDJSON, _line)
+
+
+def check_origin(origin: str | None, host: str) -> None:
+    """Refuse a WebSocket from a page of another site: browsers let any page open one. None: no browser.
+
+    Raises:
+        PermissionDenied: ORIGIN_NOT_ALLOWED.
+    """
+    if origin is None:
+        return
+    scheme, _, authority = origin.lower().partition("://")
+    # The scheme is the edge's affair. A port that a scheme implies may be left out.
+    port = _PORTS.get(scheme, "")
+    if not authority or host.lower().removesuffix(port) != authority.removesuffix(port):
+        raise PermissionDenied("ORIGIN_NOT_ALLOWED", "a page of another origin may not open a feed here")
 
 
 def _line(message: Message) -> bytes:

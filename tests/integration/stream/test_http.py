@@ -153,6 +153,43 @@ async def test_a_websocket_that_is_refused_gets_the_problem_too(stream: StreamSe
     assert raised.value.status == 400
 
 
+ORIGINS = {
+    "no browser": (None, True),
+    "the same": ("http://feeds.example:8080", True),
+    "the same behind TLS": ("https://Feeds.Example:8080", True),
+    "another host": ("https://evil.example", False),
+    "another port": ("http://feeds.example:8081", False),
+    "no port": ("http://feeds.example", False),
+    "a longer name": ("http://feeds.example:8080.evil.example", False),
+    "a user of that name": ("http://feeds.example:8080@evil.example", False),
+    "a sandbox": ("null", False),
+    "nothing": ("", False),
+    "no origin at all": ("http://[", False),
+}
+
+
+@pytest.mark.parametrize(("origin", "welcome"), ORIGINS.values(), ids=ORIGINS)
+async def test_only_a_page_of_the_same_origin_opens_a_websocket(
+    stream: StreamService, origin: str | None, welcome: bool
+) -> None:
+    headers = {"host": "feeds.example:8080", "connection": "upgrade", "upgrade": "websocket"}
+    headers |= {"sec-websocket-version": "13", "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA=="}
+    if origin is not None:
+        headers["origin"] = origin
+    async with stream.get("now=true", headers) as response:
+        if welcome:
+            assert response.status == 101
+        else:
+            problem = await response.json(content_type="application/problem+json")
+            assert (response.status, problem["reason"]) == (403, "ORIGIN_NOT_ALLOWED")
+
+
+async def test_other_transports_have_no_origin_to_check(stream: StreamService) -> None:
+    async with stream.get("now=true", {"origin": "https://evil.example"}) as response:  # no CORS header lets it read
+        assert response.status == 200
+        assert "access-control-allow-origin" not in response.headers
+
+
 async def test_a_cut_position_is_gone(owner: Owner, stream: StreamService) -> None:
     for n in range(5):
         await owner.put(TIDES, "a", n=n)
