@@ -99,7 +99,8 @@ class Mailer:
                         timeout=_TIMEOUT_SECONDS,
                     )
                 return
-            except (aiosmtplib.SMTPException, OSError) as failure:
+            except Exception as failure:
+                # Not only the expected ones: nobody awaits this task. Without their text, which may hold the address.
                 code = getattr(failure, "code", "no answer")
                 logger.warning("a mail was not taken: %s, %s", type(failure).__name__, code)
             if pause is not None:
