@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from strandline.stream.v1 import feed_pb2
 
@@ -16,6 +17,8 @@ from services.stream.hubs import Hubs
 End = feed_pb2.End
 # Nothing is delivered while access cannot be verified; after this the reader is told so.
 UNVERIFIABLE_SECONDS = 10.0
+# Without the bus the copy of access rules hears of a deletion up to this much later than the log's owner.
+DELETION_SECONDS = 1.0
 
 
 class Access(Protocol):
@@ -62,7 +65,7 @@ class Permit:
             if self._hubs.draining:
                 raise Ended(End.DRAINING, "this server is going away; resume at once")
             if self._hub.ended:
-                raise Ended(End.EPOCH_CHANGED, "the log has a new life; start with a snapshot")
+                await self.lose_log()
             if time.time() > self._principal.expires_at + LEEWAY:
                 raise Ended(End.TOKEN_EXPIRED, "the access token has expired; resume with a new one")
             if self._access.fresh:
@@ -73,6 +76,18 @@ class Permit:
         if self._checked != self._hub.access_changes:
             self._checked = self._hub.access_changes
             await self._check_again()
+
+    async def lose_log(self) -> NoReturn:
+        """The life of the log that the feed follows is over: say why.
+
+        Raises:
+            Ended: NAMESPACE_DELETED, or EPOCH_CHANGED if the namespace lives.
+        """
+        deadline = time.monotonic() + DELETION_SECONDS
+        while time.monotonic() < deadline:
+            await self._check_again()
+            await asyncio.sleep(DELETION_SECONDS / 10)
+        raise Ended(End.EPOCH_CHANGED, "the log has a new life; start with a snapshot")
 
     async def _check_again(self) -> None:
         try:

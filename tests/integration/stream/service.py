@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.rpc import error_details_pb2, status_pb2
 from joserfc.jwk import OKPKey
 from prometheus_client import REGISTRY
 from strandline.stream.v1 import feed_pb2, stream_service_pb2, stream_service_pb2_grpc
@@ -197,3 +198,13 @@ def entities_of(units: list[feed_pb2.Unit]) -> dict[str, dict[str, Any]]:
             else:
                 state[entity_id] = dict(change.entity.data)
     return state
+
+
+def reason(failure: grpc.aio.AioRpcError) -> tuple[str, dict[str, str]]:
+    """Reason and metadata of a refusal."""
+    metadata = dict(failure.trailing_metadata() or ())
+    info = error_details_pb2.ErrorInfo()
+    raw = metadata["grpc-status-details-bin"]
+    assert isinstance(raw, bytes)
+    status_pb2.Status.FromString(raw).details[0].Unpack(info)
+    return info.reason, dict(info.metadata)

@@ -8,23 +8,13 @@ import hashlib
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import error_details_pb2, status_pb2
 from strandline.stream.v1 import feed_pb2
 
 from .conftest import TIDES
 from .owner import Owner
-from .service import Reader, StreamService, entities_of
+from .service import Reader, StreamService, entities_of, reason
 
 Change = feed_pb2.Change
-
-
-def reason(failure: grpc.aio.AioRpcError) -> tuple[str, dict[str, str]]:
-    metadata = dict(failure.trailing_metadata() or ())
-    info = error_details_pb2.ErrorInfo()
-    raw = metadata["grpc-status-details-bin"]
-    assert isinstance(raw, bytes)
-    status_pb2.Status.FromString(raw).details[0].Unpack(info)
-    return info.reason, dict(info.metadata)
 
 
 async def test_now_begins_with_progress_at_the_head_and_then_brings_what_is_written(

@@ -15,7 +15,7 @@ from tests.nats import Nats
 
 from .conftest import TIDES, MakeOwner, MakeStream
 from .owner import SYSTEM, Owner
-from .service import StreamService, access_token
+from .service import Reader, StreamService, access_token
 
 ENTERED, LEFT = feed_pb2.Change.ENTERED, feed_pb2.Change.LEFT
 
@@ -90,6 +90,22 @@ async def test_duplicates_and_late_notices_on_the_bus_change_nothing(owner: Owne
         assert [unit.revision for unit in await reader.until(21)] == list(range(1, 22))
 
 
+async def test_a_notice_with_a_wrong_number_of_units_is_not_believed(owner: Owner, stream: StreamService) -> None:
+    async with stream.watch(now=True) as reader:
+        await reader.next()
+        owner.announces = False
+        await owner.put(TIDES, "a", n=0)
+        head = log_service_pb2.Head(namespace_id="tides", epoch=TIDES.epoch, revision=1)
+        lie = feed_pb2.Unit(revision=1, actor="nobody").SerializeToString()
+        notice = log_service_pb2.CommitNotice(head=head, after_revision=0, units=[lie, lie])
+        owner.bus.publish(commit_subject("tides"), notice.SerializeToString())
+        (unit,) = await reader.until(1)
+        assert unit.actor == "ann"
+        owner.announces = True
+        await owner.put(TIDES, "a", n=1)
+        assert [unit.revision for unit in await reader.until(2)] == [1, 2]
+
+
 async def test_two_committers_whose_notices_overtake_each_other_make_one_dense_feed(
     owner: Owner, make_owner: MakeOwner, stream: StreamService
 ) -> None:
@@ -142,6 +158,26 @@ async def test_an_owner_that_is_away_for_a_moment_costs_a_reader_of_the_log_noth
         await asyncio.sleep(1)
         await owner.start()
         assert [unit.revision for unit in await reader.until(20)] == list(range(1, 21))
+
+
+async def test_progress_comes_in_time_while_the_owner_hangs(owner: Owner, stream: StreamService) -> None:
+    for tens in range(8):  # more, as a log and as a snapshot, than sockets hold
+        keys = [("buoy", f"b{tens}{n}") for n in range(10)]
+        await owner.write(TIDES, {key: {"padding": "x" * 100_000} for key in keys})
+
+    async def quiet(reader: Reader) -> None:
+        while (message := await reader.next(seconds=5)).units.units or message.snapshot_page.entities:
+            pass
+        assert message.WhichOneof("body") in ("progress", "snapshot_page")
+
+    async with stream.watch(after_revision=0) as tail, stream.watch(snapshot=True) as snapshot:
+        await asyncio.gather(tail.next(), snapshot.next())
+        owner.answers.clear()
+        await asyncio.gather(quiet(tail), quiet(snapshot))
+        owner.answers.set()
+        assert [unit.revision for unit in await tail.until(8)] == list(range(1, 9))
+        while not (await snapshot.next()).HasField("snapshot_done"):
+            pass
 
 
 async def test_a_new_watch_is_refused_while_the_owner_is_away(owner: Owner, stream: StreamService) -> None:
