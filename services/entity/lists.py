@@ -23,10 +23,8 @@ from services.runtime.database import Database, Row
 from services.runtime.errors import Error, InvalidArgument, Unavailable
 from services.runtime.filters import parse_filter
 from services.runtime.filters.ast import Node
-from services.runtime.page_tokens import list_binding, open_token, seal
+from services.runtime.page_tokens import list_binding, open_token, page_size, seal
 
-DEFAULT_PAGE: Final = 50
-MAX_PAGE: Final = 1000
 MAX_EXAMINED: Final = 10_000
 """Rows that a page examines."""
 MAX_EXAMINED_OF_SLOW: Final = 300
@@ -136,11 +134,6 @@ class _Reading:
     max_examined: int
     refusal: Error | None
     """Why nothing was planned, if the type still is what the plan was for."""
-
-
-def page_size(asked: int) -> int:
-    """The number of rows for a ``page_size`` as the contract has it."""
-    return min(asked or DEFAULT_PAGE, MAX_PAGE)
 
 
 def plan_query(compiled: CompiledType, query: Query, after: Position | None) -> Plan:

@@ -16,7 +16,6 @@ from services.entity.content import canonical
 from services.entity.index_builds import IndexBuilder
 from services.entity.index_keys import parse_index
 from services.entity.ledger import EntityUnit
-from services.entity.lists import page_size
 from services.entity.model import MAX_ANSWER_BYTES, encode_type, parse_namespace, parse_type_name, type_name
 from services.entity.reads import current_head
 from services.entity.type_changes import DeclaredIndex, TypeChange, TypeOperation
@@ -27,7 +26,7 @@ from services.runtime.changelog import select_head
 from services.runtime.committer import Committer
 from services.runtime.database import Database, pipeline
 from services.runtime.errors import invalid_field
-from services.runtime.page_tokens import binding_of, open_token, seal
+from services.runtime.page_tokens import binding_of, open_token, page_size, seal
 from services.runtime.wire import JsonObject
 
 SERVICE: Final = "strandline.entity.v1.TypeService"
