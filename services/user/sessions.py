@@ -82,10 +82,11 @@ class RefreshTokens:
             raw = base64.b64decode(token.removeprefix(_PREFIX).encode("ascii"), altchars=b"-_", validate=True)
         except (binascii.Error, UnicodeEncodeError):
             return None
-        content, tag = raw[:20], raw[20:]
-        if not token.startswith(_PREFIX) or len(tag) != _TAG_BYTES or not hmac.compare_digest(tag, self._tag(content)):
+        if len(raw) != 20 + _TAG_BYTES:
             return None
-        return Presented(str(UUID(bytes=content[:16])), int.from_bytes(content[16:], "big"))
+        said = Presented(str(UUID(bytes=raw[:16])), int.from_bytes(raw[16:20], "big"))
+        # Compared as a whole: decoding takes "+" for "-" too, and only the spelling that was issued is a token.
+        return said if hmac.compare_digest(self.issue(said.session_id, said.generation), token) else None
 
     def _tag(self, content: bytes) -> bytes:
         return hmac.digest(self._key, _PURPOSE + content, "sha256")[:_TAG_BYTES]

@@ -89,6 +89,12 @@ def test_a_refresh_token_says_what_it_was_made_for(session: object, generation: 
     assert RefreshTokens(os.urandom(32)).read(token) is None
 
 
+def test_a_refresh_token_has_one_spelling() -> None:
+    tokens = (TOKENS.issue(str(uuid4()), 7) for _ in range(1000))
+    token = next(token for token in tokens if "-" in token)
+    assert TOKENS.read(token.replace("-", "+")) is None
+
+
 @given(st.data())
 def test_a_changed_refresh_token_says_nothing(data: st.DataObject) -> None:
     token = TOKENS.issue(str(uuid4()), 7)
