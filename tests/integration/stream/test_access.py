@@ -10,9 +10,11 @@ import grpc
 import pytest
 from strandline.stream.v1 import feed_pb2
 
-from .conftest import TIDES
+from tests.nats import Nats
+
+from .conftest import TIDES, MakeStream
 from .owner import SYSTEM, Data, Owner
-from .service import ANN, SESSION, StreamService, access_token
+from .service import ANN, SESSION, StreamService, access_token, reason
 
 End = feed_pb2.End
 STRANGER = "0192f0a0-0000-7000-8000-00000000000f"
@@ -56,6 +58,34 @@ async def test_the_feeds_of_a_deleted_namespace_say_so(owner: Owner, stream: Str
     assert end.reason == End.NAMESPACE_DELETED
 
 
+async def restart(nats_server: Nats) -> None:
+    """Bring the bus back, and give everybody the second after which they reconnect."""
+    nats_server.start()
+    await asyncio.sleep(1.5)
+
+
+async def test_a_deletion_is_not_taken_for_a_new_life_of_the_log_without_the_bus(
+    owner: Owner, make_stream: MakeStream, nats_server: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.stream.hubs.POLL_SECONDS", 0.01)  # the hub hears of it before the copy does
+    stream = await make_stream()
+    await owner.put(TIDES, "a", n=1)
+    async with stream.watch(now=True) as reader:
+        await reader.next()
+        nats_server.kill()
+        try:
+            deleting = {"epoch": TIDES.epoch, "state": "DELETING", "massChangeGuard": "OFF"}
+            await owner.write(SYSTEM, {("namespace", "tides"): deleting})
+            # As the purge does.
+            await owner.execute("UPDATE heads SET epoch = '~' || epoch WHERE namespace = %s", "tides")
+            began = time.monotonic()
+            end = await reader.end(seconds=3)
+            assert time.monotonic() - began < 2
+        finally:
+            await restart(nats_server)
+    assert end.reason == End.NAMESPACE_DELETED
+
+
 async def test_a_feed_ends_when_its_token_does(
     owner: Owner, stream: StreamService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +109,27 @@ async def test_nothing_is_delivered_while_access_cannot_be_verified_and_everythi
         assert not reading.done()
         await owner.start()
         assert [unit.revision for unit in (await asyncio.wait_for(reading, 5)).units.units] == [1]
+
+
+async def test_nobody_begins_a_feed_while_access_cannot_be_verified(
+    owner: Owner, stream: StreamService, nats_server: Nats
+) -> None:
+    await owner.put(TIDES, "a", n=1)
+    await owner.stop()  # which is the user service, too
+    nats_server.kill()
+    try:
+        await asyncio.sleep(2)
+        for start in ({"now": True}, {"after_revision": 0}, {"snapshot": True}):
+            async with stream.watch(**start) as reader:
+                with pytest.raises(grpc.aio.AioRpcError) as raised:
+                    await reader.next()
+            assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert reason(raised.value)[0] == "ACCESS_UNVERIFIABLE"
+        async with stream.get("now=true") as response:
+            assert (response.status, (await response.json(content_type=None))["reason"]) == (503, "ACCESS_UNVERIFIABLE")
+    finally:
+        await restart(nats_server)
+        await owner.start()
 
 
 async def test_a_feed_ends_when_access_could_not_be_verified_for_long(
