@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0
 MEMBERS_PER_UNIT = 500
 AT_ONCE = 4
-# The last purge step waits seconds for others to hear of the deletion, and says "not done" at once meanwhile.
+# A purge works in steps of about a second each; between two of them others get their turn.
 _PURGE_PAUSE = 0.2
 _MAX_PAUSE = 10.0
 
