@@ -64,12 +64,16 @@ def listener(name: str, address: Json, manager: Json, transport_socket: Json | N
     chain: Json = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
     if transport_socket is not None:
         chain["transport_socket"] = transport_socket
-    return {
+    found: Json = {
         "name": name,
         "address": address,
         "filter_chains": [chain],
         "per_connection_buffer_limit_bytes": 64 * 1024,
     }
+    if "socket_address" in address:
+        # Any other process of the user could take a share of the connections by listening on the same port.
+        found["enable_reuse_port"] = False
+    return found
 
 
 def connection_manager(name: str, virtual_hosts: list[Json], filters: list[Json], **fields: Any) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from strandline_gateway.arrival import arrival_filter
 from strandline_gateway.building_blocks import (
     Json,
     access_log,
@@ -19,6 +20,8 @@ from strandline_gateway.edge_filters import (
     AUTH_BODY_LIMIT,
     BODY_LIMIT,
     JWKS_CLUSTER,
+    MAX_READ,
+    READ_LIMIT,
     body_limit,
     jwt_filter,
     rate_limit_filter,
@@ -46,6 +49,8 @@ def public_listener(topology: Topology) -> Json:
         problem_filter(),
         response_headers(tls=door.tls is not None),
         *([rate_limit_filter(door.auth_rate_limit)] if door.auth_rate_limit else []),
+        body_limit(READ_LIMIT, max(MAX_READ, door.body_limit)),
+        arrival_filter(door),
         jwt_filter(topology),
         body_limit(BODY_LIMIT, door.body_limit),
         body_limit(AUTH_BODY_LIMIT, door.auth_body_limit, disabled=True),

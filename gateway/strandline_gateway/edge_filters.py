@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strandline_gateway.building_blocks import Json, extension
+from strandline_gateway.building_blocks import Json, extension, typed
 from strandline_gateway.topology import RateLimit, Topology
 
 JWT = "envoy.filters.http.jwt_authn"
@@ -10,6 +10,10 @@ JWKS_CLUSTER = "jwks"
 RATE_LIMIT = "strandline.auth_rate_limit"
 BODY_LIMIT = "strandline.body_limit"
 AUTH_BODY_LIMIT = "strandline.auth_body_limit"
+READ_LIMIT = "strandline.read_limit"
+# Beyond this a body is not even read to its end before it is refused.
+MAX_READ = 16 * 1024 * 1024
+HEADER_MUTATION = "envoy.filters.http.header_mutation"
 # Addresses that the limiter remembers. When a bucket is pushed out, its address starts anew: make that expensive.
 MAX_ADDRESSES = 100_000
 
@@ -55,10 +59,18 @@ def response_headers(*, tls: bool) -> Json:
     ]
     mutations.append({"remove_on_match": {"key_matcher": {"prefix": "x-ratelimit-"}}})
     return extension(
-        "envoy.filters.http.header_mutation",
+        HEADER_MUTATION,
         "filters.http.header_mutation.v3.HeaderMutation",
         mutations={"response_mutations": mutations},
     )
+
+
+def without_grpc_headers() -> Json:
+    """For REST routes: what a client sends there must not steer, or break, the gRPC call that the edge makes of it."""
+    matchers = [{"prefix": "grpc-"}, {"suffix": "-bin"}]
+    mutations = [{"remove_on_match": {"key_matcher": matcher}} for matcher in matchers]
+    kind = "filters.http.header_mutation.v3.HeaderMutationPerRoute"
+    return typed(kind, mutations={"request_mutations": mutations})
 
 
 def jwt_filter(topology: Topology) -> Json:

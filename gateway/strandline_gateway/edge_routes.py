@@ -5,16 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from strandline_gateway.access import hosts
+from strandline_gateway.arrival import signs_in
 from strandline_gateway.building_blocks import Json, only_unsent, typed
 from strandline_gateway.descriptor import HttpRule, Rpc, rpcs
-from strandline_gateway.edge_filters import AUTH_BODY_LIMIT, JWT, RATE_LIMIT
+from strandline_gateway.edge_filters import (
+    AUTH_BODY_LIMIT,
+    BODY_LIMIT,
+    HEADER_MUTATION,
+    JWT,
+    RATE_LIMIT,
+    without_grpc_headers,
+)
 from strandline_gateway.topology import Topology
 from strandline_gateway.transcoding import TRANSCODER
 
 # The HTTP port of a service behind its sidecar: HTTP/1.1, so that a WebSocket upgrade passes both proxies.
 HTTP_CLUSTER = "{}-http"
 REST_TIMEOUT = "30s"
-AUTH_PREFIX = "/v1/auth:"
 # Feeds and calls with a deadline of their own are never ended by the edge.
 NO_TIMEOUT: Json = {"timeout": "0s", "idle_timeout": "0s"}
 
@@ -27,13 +34,31 @@ def routes(topology: Topology) -> list[Json]:
             found.append(grpc_route(topology, rpc))
             if rpc.http is not None:
                 found.append(rest_route(topology, rpc, rpc.http))
-    nothing = {
-        "name": "nothing",
-        "match": {"prefix": "/"},
-        "direct_response": {"status": 404},
+    return [*found, *wrong_methods(), refusal("nothing", {"prefix": "/"}, 404)]
+
+
+def wrong_methods() -> list[Json]:
+    """For each path of REST: 405 with the methods it has, for all others."""
+    methods: dict[str, set[str]] = {}
+    for rpc in rpcs():
+        if rpc.is_public and rpc.http is not None:
+            methods.setdefault(rpc.http.regex, set()).add(rpc.http.method)
+    found = []
+    for regex, allowed in methods.items():
+        allow = {"header": {"key": "allow", "value": ", ".join(sorted(allowed))}}
+        found.append(refusal("wrong-method", {"safe_regex": {"regex": regex}}, 405, response_headers_to_add=[allow]))
+    return found
+
+
+def refusal(name: str, match: Json, status: int, **fields: Any) -> Json:
+    """A route that leads nowhere, whoever asks."""
+    return {
+        "name": name,
+        "match": match,
+        "direct_response": {"status": status},
         "typed_per_filter_config": {JWT: jwt_requirement(None), TRANSCODER: filter_config(disabled=True)},
+        **fields,
     }
-    return [*found, nothing]
 
 
 def grpc_route(topology: Topology, rpc: Rpc) -> Json:
@@ -42,9 +67,10 @@ def grpc_route(topology: Topology, rpc: Rpc) -> Json:
         **NO_TIMEOUT,
         "max_stream_duration": {"grpc_timeout_header_max": "0s"},
     }
-    return route(
-        topology, rpc, rpc.path, {"path": rpc.path, "grpc": {}}, action, {TRANSCODER: filter_config(disabled=True)}
-    )
+    filters = {TRANSCODER: filter_config(disabled=True)}
+    if signs_in(rpc):
+        filters[AUTH_BODY_LIMIT] = filter_config(config={})
+    return route(topology, rpc, rpc.path, {"path": rpc.path, "grpc": {}}, action, filters)
 
 
 def rest_route(topology: Topology, rpc: Rpc, rule: HttpRule) -> Json:
@@ -56,12 +82,13 @@ def rest_route(topology: Topology, rpc: Rpc, rule: HttpRule) -> Json:
     if rpc.access.served_over_http:
         action: Json = {"cluster": HTTP_CLUSTER.format(service), **NO_TIMEOUT}
         return route(topology, rpc, rpc.name, match, action, {TRANSCODER: filter_config(disabled=True)})
-    return route(topology, rpc, rpc.name, match, {"cluster": service, "timeout": REST_TIMEOUT}, {})
+    # The scripts keep the limit: they answer when the client has sent all, while the filter cuts it off.
+    filters = {HEADER_MUTATION: without_grpc_headers(), BODY_LIMIT: filter_config(disabled=True)}
+    return route(topology, rpc, rpc.name, match, {"cluster": service, "timeout": REST_TIMEOUT}, filters)
 
 
 def route(topology: Topology, rpc: Rpc, name: str, match: Json, action: Json, filters: Json) -> Json:
     """What the gRPC and the REST route of an RPC have in common: who may come in, and how much they may send."""
-    is_auth = rpc.http is not None and rpc.http.template.startswith(AUTH_PREFIX)
     found: Json = {
         "name": name,
         "match": match,
@@ -70,10 +97,8 @@ def route(topology: Topology, rpc: Rpc, name: str, match: Json, action: Json, fi
         "request_body_buffer_limit": topology.edge.body_limit,
         "typed_per_filter_config": {JWT: jwt_requirement(rpc), **filters},
     }
-    if is_auth:
-        found["typed_per_filter_config"][AUTH_BODY_LIMIT] = filter_config(config={})
-        if topology.edge.auth_rate_limit is not None:
-            found["typed_per_filter_config"][RATE_LIMIT] = filter_config(config={})
+    if signs_in(rpc) and topology.edge.auth_rate_limit is not None:
+        found["typed_per_filter_config"][RATE_LIMIT] = filter_config(config={})
     if rpc.is_write:
         # Retries on the way must be the same write. A client that wants to retry by itself sends its own.
         key = {"key": "idempotency-key", "value": "%STREAM_ID%"}

@@ -39,6 +39,7 @@ class Problem:
 
 JWT_REFUSED = "response.code_details.startsWith('jwt_authn_access_denied')"
 TOO_LARGE = Problem("BODY_TOO_LARGE", 413, code_pb2.RESOURCE_EXHAUSTED, "the body is too large")
+MISFIT = "a value in the body or query does not fit its field"
 UNREACHABLE = "the service cannot be reached at the moment"
 
 # Envoy's own replies: condition (CEL) and problem; the first that holds counts.
@@ -54,6 +55,10 @@ LOCAL_REPLIES: tuple[tuple[str, Problem], ...] = (
     (JWT_REFUSED, Problem("TOKEN_INVALID", 401, code_pb2.UNAUTHENTICATED, "the access token is not valid")),
     ("response.code == 429", Problem("RATE_LIMITED", 429, code_pb2.RESOURCE_EXHAUSTED, "too many requests")),
     ("response.code == 413", TOO_LARGE),
+    (
+        "response.code == 405",
+        Problem("METHOD_NOT_ALLOWED", 405, code_pb2.UNIMPLEMENTED, "this path does not have this method"),
+    ),
     ("response.code == 404", Problem("NOT_FOUND", 404, code_pb2.UNIMPLEMENTED, "there is nothing at this path")),
     (
         "response.code == 408",
@@ -128,9 +133,9 @@ def passed_on(condition: str) -> Json:
 
 
 def transcoder_refusal() -> Json:
-    """What the transcoder says about a value of the wrong kind is of use to the caller, and is all it says."""
+    """The transcoder's own words quote the body, a password too, and name types of the inside: never passed on."""
     condition = "response.code == 400 && response.code_details.contains('grpc_json_transcode_failure')"
-    return rest_reply(condition, Problem("INVALID_FIELD", 400, code_pb2.INVALID_ARGUMENT, "%LOCAL_REPLY_BODY%"))
+    return rest_reply(condition, Problem("INVALID_FIELD", 400, code_pb2.INVALID_ARGUMENT, MISFIT))
 
 
 def rest_reply(condition: str, problem: Problem) -> Json:

@@ -1,9 +1,10 @@
 -- Refuses JSON that the transcoder would pass over in silence (unknown and repeated fields, too deep nesting, trailing
 -- text) and names the field in what it would only complain about.
 --
--- A field is {name, kind, repeated, message}: `kind` is what JSON it takes (see KINDS), `message` the fields inside by
--- each of their spellings, nil for a leaf and for free-form JSON (Struct). In free-form JSON only syntax, repeated keys
--- and depth are looked at.
+-- A field is {name, kind, repeated, message, oneof, format, enum}: `kind` is what JSON it takes (see KINDS), `message`
+-- the fields inside by each of their spellings, nil for a leaf and for free-form JSON (Struct); `oneof` the choice that
+-- it is part of; `format` and `enum` as strict_values.lua has them. In free-form JSON only syntax, repeated keys, depth
+-- and the range of numbers are looked at.
 --
 -- No copy of a value is made, only of keys: a body of 3 MiB that is mostly base64 is two calls of memchr per string.
 
@@ -22,7 +23,7 @@ local keys = {}      -- raw key or index at each depth, for the pointer
 -- Inside of a JSON string that is safe to send back, whatever it held.
 local function printable(raw)
   raw = gsub(sub(raw, 1, 200), "[%z\1-\31\127]", "?")
-  if find((gsub(raw, "[\194-\244][\128-\191]+", "")), "[\128-\255]") then raw = gsub(raw, "[\128-\255]", "?") end
+  if not is_utf8(raw) then raw = gsub(raw, "[\128-\255]", "?") end
   -- An escape that is not whole would swallow the quote that we put behind it.
   if find((gsub(gsub(raw, "\\u%x%x%x%x", ""), '\\["\\/bfnrt]', "")), '[\\"]') then raw = gsub(raw, '[\\"]', "?") end
   return raw
@@ -55,7 +56,9 @@ local function walk_escape(at)
   local escaped = byte(text, at + 1)
   if escaped == 117 then -- u
     if not find(text, "^%x%x%x%x", at + 2) then fail("a broken escape in a string") end
-    return at + 6
+    if not find(text, "^[dD][89a-fA-F]", at + 2) then return at + 6 end
+    if find(text, "^[dD][89abAB]%x%x\\u[dD][c-fC-F]%x%x", at + 2) then return at + 12 end
+    fail("half of a surrogate pair")
   end
   if escaped == nil or not find('"\\/bfnrt', sub(text, at + 1, at + 1), 1, true) then
     fail("a broken escape in a string")
@@ -116,7 +119,9 @@ local function walk_digits()
   return b
 end
 
+-- Returns the first position of the number.
 local function walk_number()
+  local first, has_exponent = position, false
   if byte(text, position) == 45 then position = position + 1 end
   local b
   if byte(text, position) == 48 then -- a leading zero stands alone
@@ -134,7 +139,12 @@ local function walk_number()
     b = byte(text, position)
     if b == 43 or b == 45 then position = position + 1 end
     walk_digits()
+    has_exponent = true
   end
+  if (has_exponent or position - first > 300) and math.abs(tonumber(sub(text, first, position - 1))) == math.huge then
+    fail("a number beyond the range of double")
+  end
+  return first
 end
 
 local function walk_word(word)
@@ -160,6 +170,11 @@ local function walk_key(fields, seen)
   seen[key] = true
   if peek() ~= 58 then fail("a colon is missing after the key") end
   position = position + 1
+  if field and field.oneof and peek() ~= 110 then -- null is unset
+    local choice = "oneof " .. field.oneof -- no name of a field
+    if seen[choice] then fail("excludes a field that is also set") end
+    seen[choice] = true
+  end
   return field
 end
 
@@ -249,13 +264,35 @@ local function walk_nested(b, field, is_list)
   limit, in_free_form = outer_limit, outer_form
 end
 
+-- Steps over a string or a number that must have the format of `field`.
+local function walk_formatted(field, b)
+  local first, last, escaped
+  if b == 34 then
+    first, last, escaped = walk_string()
+  else
+    first = walk_number()
+    last = position - 1
+  end
+  local fault
+  if field.format ~= "base64" then
+    local raw = sub(text, first, last)
+    fault = value_fault(field, escaped and unescaped(raw) or raw)
+  elseif not escaped then -- white space, which base64 may hold: for the transcoder to judge
+    fault = base64_fault(text, first)
+  end
+  if fault ~= nil then fail(fault) end
+end
+
 -- `is_element`: the value is one element of the repeated field.
 function walk_value(field, is_element)
   local b = peek()
   if b == nil then fail("the JSON ends early") end
   local is_list = field ~= nil and field.repeated and not is_element
   if field ~= nil then check_kind(is_list and "an array" or field.kind, b) end
-  if b == 34 then
+  local is_number = b == 45 or b >= 48 and b <= 57
+  if (b == 34 or is_number) and field ~= nil and field.format ~= nil then
+    walk_formatted(field, b)
+  elseif b == 34 then
     walk_string()
   elseif b == 123 or b == 91 then
     walk_nested(b, field, is_list)
@@ -265,7 +302,7 @@ function walk_value(field, is_element)
     walk_word("false")
   elseif b == 110 then
     walk_word("null")
-  elseif b == 45 or b >= 48 and b <= 57 then
+  elseif is_number then
     walk_number()
   else
     fail("not a JSON value")

@@ -26,11 +26,19 @@ SCALAR_KINDS = {
     descriptor.FieldDescriptor.TYPE_ENUM: "a string or a number",
     descriptor.FieldDescriptor.TYPE_BOOL: "true or false",
 }
+# What the scripts check of a value beyond its kind; anything else is for the transcoder to refuse.
+FORMATS = {
+    descriptor.FieldDescriptor.TYPE_INT32: "int32",
+    descriptor.FieldDescriptor.TYPE_INT64: "int64",
+    descriptor.FieldDescriptor.TYPE_BYTES: "base64",
+    descriptor.FieldDescriptor.TYPE_ENUM: "enum",
+}
+SCRIPTS = ("problem_json.lua", "strict_values.lua", "strict_json.lua", "strict.lua")
 
 
 def strict_filter() -> Json:
     """The Lua filter before the transcoder, which refuses what that would drop in silence."""
-    return lua_filter(STRICT, tables() + script("problem_json.lua") + script("strict_json.lua") + script("strict.lua"))
+    return lua_filter(STRICT, tables() + "".join(script(name) for name in SCRIPTS))
 
 
 def tables() -> str:
@@ -41,7 +49,7 @@ def tables() -> str:
     # Filled after all exist: a message may hold another, or itself.
     for name, message in list(messages.items()):
         lines += [f"{name}.{spelling} = {field}" for spelling, field in fields(message.fields, messages)]
-    return "local MESSAGES = {}\n" + "\n".join(lines) + "\nlocal SPECS = {\n" + ",\n".join(specs) + "\n}\n"
+    return enums() + "local MESSAGES = {}\n" + "\n".join(lines) + "\nlocal SPECS = {\n" + ",\n".join(specs) + "\n}\n"
 
 
 def query(rpc: Rpc) -> str:
@@ -86,6 +94,13 @@ def lua_field(field: descriptor.FieldDescriptor, messages: dict[str, descriptor.
         parts.append(f'kind = "{kind}"')
     if field.is_repeated:
         parts.append("repeated = true")
+    if (value_format := format_of(field)) is not None:
+        parts.append(f'format = "{value_format}"')
+    if field.enum_type is not None:
+        parts.append(f'enum = ENUMS["{field.enum_type.full_name}"]')
+    # An optional field is, to protobuf, a choice of one.
+    if field.containing_oneof is not None and len(field.containing_oneof.fields) > 1:
+        parts.append(f'oneof = "{field.containing_oneof.name}"')
     message = field.message_type
     if message is not None and not message.full_name.startswith(OPAQUE):
         name = f'MESSAGES["{message.full_name}"]'
@@ -101,6 +116,41 @@ def kind_of(field: descriptor.FieldDescriptor) -> str | None:
     if field.message_type is not None:
         return MESSAGE_KINDS.get(field.message_type.full_name, "an object")
     return SCALAR_KINDS.get(field.type, "a number")
+
+
+def format_of(field: descriptor.FieldDescriptor) -> str | None:
+    """The format that ``strict_values.lua`` checks in one value of *field*; None: none."""
+    if field.message_type is not None:
+        return "time" if field.message_type.full_name == "google.protobuf.Timestamp" else None
+    return FORMATS.get(field.type)
+
+
+def enums() -> str:
+    """``ENUMS`` of ``strict_values.lua``: the names of every enum that can be part of a request."""
+    found: dict[str, descriptor.EnumDescriptor] = {}
+    for rpc in transcoded_rpcs():
+        for message in messages_in(rpc.method.input_type):
+            found |= {field.enum_type.full_name: field.enum_type for field in message.fields if field.enum_type}
+    return "local ENUMS = {\n" + "".join(f'["{name}"] = {lua_enum(enum)},\n' for name, enum in found.items()) + "}\n"
+
+
+def lua_enum(enum: descriptor.EnumDescriptor) -> str:
+    names = ", ".join(f"{value.name} = true" for value in enum.values)
+    offered = ", ".join(value.name for value in enum.values if value.number != 0)
+    return f'{{ names = {{ {names} }}, message = "must be one of {offered}" }}'
+
+
+def messages_in(root: descriptor.Descriptor) -> Iterable[descriptor.Descriptor]:
+    """*root* and every message of ours that can be inside of it."""
+    found = {root.full_name: root}
+    pending = [root]
+    while pending:
+        for field in pending.pop().fields:
+            inner = field.message_type
+            if inner is not None and not inner.full_name.startswith(OPAQUE) and inner.full_name not in found:
+                found[inner.full_name] = inner
+                pending.append(inner)
+    return found.values()
 
 
 def is_leaf(field: descriptor.FieldDescriptor) -> bool:

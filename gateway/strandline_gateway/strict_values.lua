@@ -1,0 +1,69 @@
+-- Whether the text of a scalar fits its field, in a body or a query. Only what can be told in passing; the transcoder
+-- checks everything again.
+--
+-- A field says its `format`: "int32", "int64", "base64", "time" or "enum", the last with `enum`, a table
+-- {names = {NAME = true}, message}. A field without one takes anything of its kind.
+
+-- Largest magnitudes, in digits, and the power of two that no number of another notation may reach.
+local INTEGERS = {
+  int32 = { high = "2147483647", low = "2147483648", bound = 2 ^ 31, message = "must be a 32-bit integer" },
+  int64 = {
+    high = "9223372036854775807", low = "9223372036854775808", bound = 2 ^ 63, message = "must be a 64-bit integer",
+  },
+}
+-- Longer is no integer that anyone meant, and would only cost time.
+local MAX_INTEGER = 64
+
+local function is_integer(text, range)
+  if #text > MAX_INTEGER then return false end
+  local sign, digits = string.match(text, "^(%-?)0*(%d+)$")
+  if digits == nil then -- 7.0 and 1e3 are integers, too
+    local value = string.find(text, "^%-?%d+%.?%d*[eE]?[+-]?%d*$") and tonumber(text)
+    return value ~= nil and value ~= false and value % 1 == 0 and value >= -range.bound and value < range.bound
+  end
+  local most = sign == "-" and range.low or range.high
+  return #digits < #most or #digits == #most and digits <= most
+end
+
+local function is_time(text)
+  local fraction = string.match(text, "^%d%d%d%d%-%d%d%-%d%dT%d%d:%d%d:%d%d(.*)$")
+  if fraction == nil then return false end
+  return string.find(fraction, "^%.?%d*Z$") ~= nil or string.find(fraction, "^%.?%d*[+-]%d%d:%d%d$") ~= nil
+end
+
+local function is_enum(text, names)
+  -- Protobuf's JSON also takes "open-door" for OPEN_DOOR, and any number.
+  return names[string.upper((string.gsub(string.sub(text, 1, 200), "-", "_")))] or is_integer(text, INTEGERS.int32)
+end
+
+-- What is wrong with `text` as a value of `field`, or nil. Not for base64: see `base64_fault`.
+local function value_fault(field, text)
+  local range = INTEGERS[field.format]
+  if range ~= nil then return not is_integer(text, range) and range.message or nil end
+  if field.format == "time" then return not is_time(text) and "must be an RFC 3339 time" or nil end
+  if field.format == "enum" then return not is_enum(text, field.enum.names) and field.enum.message or nil end
+  return nil
+end
+
+-- The same for base64 between `first` and the quote that ends it. Nothing is copied: it can be megabytes.
+local function base64_fault(text, first)
+  return not string.find(text, '^[%w+/_ -]*=?=?"', first) and "must be base64" or nil
+end
+
+local UTF8 = {
+  "[\194-\223][\128-\191]",
+  "\224[\160-\191][\128-\191]",
+  "[\225-\236\238\239][\128-\191][\128-\191]",
+  "\237[\128-\159][\128-\191]", -- no surrogates
+  "\240[\144-\191][\128-\191][\128-\191]",
+  "[\241-\243][\128-\191][\128-\191][\128-\191]",
+  "\244[\128-\143][\128-\191][\128-\191]",
+}
+
+-- Whether `text` is UTF-8 as protobuf takes it: shortest forms only, no surrogates, nothing beyond U+10FFFF.
+local function is_utf8(text)
+  if not string.find(text, "[\128-\255]") then return true end
+  -- A space in the place of each character: what stood around it must not become one.
+  for _, character in ipairs(UTF8) do text = string.gsub(text, character, " ") end
+  return not string.find(text, "[\128-\255]")
+end
