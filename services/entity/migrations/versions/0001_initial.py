@@ -49,7 +49,7 @@ TABLES = (
         PRIMARY KEY (namespace, type, id)
     ) WITH (fillfactor = 90)""",
     # Whether a type has live entities is asked under the lock; there may be any number of deleted ones.
-    "CREATE INDEX entities_live ON entities (namespace, type) WHERE delete_time IS NULL",
+    "CREATE INDEX entities_live ON entities (namespace, type, id) WHERE delete_time IS NULL",
     # Every index of every type: a list walks one range of this primary key. The heap begins with what needs alignment.
     """CREATE TABLE index_entries (
         index_id bigint NOT NULL,
