@@ -33,9 +33,9 @@ class RemoteKeys:
         Raises:
             Unavailable: ACCESS_UNVERIFIABLE, there never was an answer.
         """
-        if self._is_due(look_again):
-            async with self._asking:
-                if self._is_due(look_again):  # not answered while this call waited for its turn
+        if self._keys is None or self._is_due(look_again):
+            async with self._asking:  # whoever comes while somebody asks waits for that answer
+                if self._is_due(look_again):
                     await self._ask()
         if self._keys is None:
             raise Unavailable("ACCESS_UNVERIFIABLE", "tokens cannot be checked right now; retry")
