@@ -123,8 +123,8 @@ class Bus:
             self._connecting.cancel()
         if self._publishing:
             await asyncio.wait(self._publishing, timeout=1)
-        if not self._client.is_closed:
-            await self._client.close()  # also while it reconnects: its socket is open then, too
+        if self._client.is_connected or self._client.is_reconnecting:
+            await self._client.close()
 
 
 def head_message(head: Head) -> log_service_pb2.Head:

@@ -171,14 +171,15 @@ async def test_a_csv_file_takes_its_types_from_the_schema(platform: Platform, re
     # The column of the id is no property of the schema, so it is not part of the data.
     assert "3 rows read = 2 accepted + 1 rejected" in done.stdout, done.stdout
     assert "1 SCHEMA_VIOLATION, first in line 4: /runway_count" in done.stdout
-    file.write_text('ident,runway_count,latitude_deg\n"LSZH",3,47.5\n"0042",1,\nLSGG,many,46.2\n')
+    # One that the schema does name is.
+    file.write_text('ident,runway_count,latitude_deg\n"LSZB",3,47.5\n"0043",1,\nLSGG,many,46.2\n')
     done = platform.run("import", namespace, str(file), "--type", "airport", "--id", "ident")
     assert "3 rows read = 2 accepted + 1 rejected" in done.stdout, done.stdout
     assert dict(await listed(rest, namespace, "airport")) == {
         "1": {"ident": "LSZH", "runway_count": 3, "latitude_deg": 47.5},
         "2": {"ident": "0042", "runway_count": 1},
-        "LSZH": {"ident": "LSZH", "runway_count": 3, "latitude_deg": 47.5},
-        "0042": {"ident": "0042", "runway_count": 1},
+        "LSZB": {"ident": "LSZB", "runway_count": 3, "latitude_deg": 47.5},
+        "0043": {"ident": "0043", "runway_count": 1},
     }
 
 
