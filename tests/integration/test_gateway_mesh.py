@@ -114,7 +114,7 @@ async def test_a_deadline_travels_to_the_service_behind(mesh: Stack) -> None:
     async with grpc.aio.insecure_channel(f"unix:{mesh.folder}/stream-to-user.sock") as channel:
         jwks: Any = channel.unary_unary("/strandline.user.v1.AuthService/GetJwks")
         await jwks(b"", timeout=7)
-    assert 5 < left[-1] <= 7
+    assert 5 < left[-1] < 7.5  # without the header it would be none, or that of the sidecar
 
 
 async def lets_through(channel: grpc.aio.Channel, path: str) -> bool:
