@@ -170,7 +170,7 @@ async def test_three_megabytes_of_base64_are_checked_in_passing(stack: Stack) ->
     data = base64.b64encode(b"x" * 4600).decode()
     body = json.dumps({"writes": [{"create": {"name": f"n{n}", "dataJson": data}} for n in range(500)]})
     assert (await stack.call("POST", BATCH, body)).json["revision"] == "500"  # the first one warms up
-    assert await seconds(stack, body) < 0.3
+    assert await seconds(stack, body) < 5  # about 0.05; a cost that grows with the square takes minutes
 
 
 @pytest.mark.parametrize(

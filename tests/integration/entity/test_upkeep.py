@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import timedelta
 
 import psycopg
 import pytest
@@ -106,4 +105,3 @@ async def test_whether_a_type_has_live_entities_does_not_depend_on_how_many_are_
         row = await cursor.fetchone()
     assert row is not None
     assert "Rows Removed by Filter" not in json.dumps(row[0])
-    assert timedelta(milliseconds=row[0][0]["Execution Time"]) < timedelta(milliseconds=5)
