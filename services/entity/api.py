@@ -195,7 +195,12 @@ def _batch_result(message: entity_pb2.Mutation, outcome: Written | BaseException
     """``BatchWriteResponse.Result``: of a failed write, with the name as it was given."""
     if isinstance(outcome, Written):
         (left,) = outcome.outcomes
-        return wire.delimited(1, b"") + wire.text(2, left.name) + wire.integer(3, left.revision)
+        return (
+            wire.delimited(1, b"")
+            + wire.text(2, left.name)
+            + wire.integer(3, left.revision)
+            + wire.integer(4, left.made)
+        )
     if not isinstance(outcome, Exception):
         raise outcome
     status: Message = rpc.status_of(outcome, "BatchWrite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from enum import IntEnum
 from typing import Final, NamedTuple
 
 from services.entity.content import CompiledType, Entry, Rendered, canonical, merge
@@ -37,12 +38,26 @@ class Prepared:
     unique: tuple[Entry, ...] = ()
 
 
+class Made(IntEnum):
+    """What a mutation made of its entity; as ``Mutation.Outcome`` in the proto."""
+
+    CREATED = 1
+    UPDATED = 2
+    UNCHANGED = 3
+    DELETED = 4
+    UNDELETED = 5
+
+
+_MADE: Final = {CREATED: Made.CREATED, UPDATED: Made.UPDATED, DELETED: Made.DELETED, UNDELETED: Made.UNDELETED}
+
+
 class Outcome(NamedTuple):
     """What a mutation left: the entity's name, its revision and serialized form; without them if there is none."""
 
     name: str
     revision: int = 0
     message: bytes = b""
+    made: int = Made.UNCHANGED
 
 
 class Effect(NamedTuple):
@@ -179,7 +194,7 @@ class _Step:
             added,
         )
         return Effect(
-            Outcome(self.name, stamp.revision, message),
+            Outcome(self.name, stamp.revision, message, _MADE[kind]),
             Change(kind, key.type, key.id, message, previous),
             row,
             () if kind == DELETED else rendered.unique,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from services.entity import catalog, store
 from services.entity.catalog import Catalog, missing_type
@@ -16,7 +16,8 @@ from services.entity.type_changes import TypeChange, TypeRound
 from services.runtime import wire
 from services.runtime.committer import Decision, Stamp, Unit
 from services.runtime.database import Row, Statement
-from services.runtime.errors import AlreadyExists, Error
+from services.runtime.errors import AlreadyExists, Error, InvalidArgument, NotFound
+from services.runtime.rpc import status_of_error
 
 
 @dataclass(kw_only=True, eq=False)
@@ -24,16 +25,20 @@ class Write(Unit):
     """One atomic unit of writes to entities, no entity named twice.
 
     ``known`` are the types as they were when the writes were prepared. ``indexed`` says whether a refusal names the
-    place of the mutation that caused it.
+    place of the mutation that caused it. ``remembers_refusal`` says whether a refusal that is about the content, and
+    not about the moment, is an answer too: then a repetition hears it again, whatever has happened in between.
     """
 
     writes: Sequence[Prepared]
     known: Mapping[str, CompiledType]
     unique: frozenset[Entry]
     indexed: bool = False
+    remembers_refusal: bool = False
 
 
 EntityUnit: TypeAlias = Write | TypeChange
+# No protobuf message begins with it.
+_REFUSAL: Final = b"\x00"
 
 
 class EntityLedger:
@@ -103,8 +108,14 @@ class EntityRound:
         if isinstance(unit, TypeChange):
             assert self.type_round is not None
             return self.type_round.decide(unit, stamp)
-        effects = [self._effect(unit, place, write, stamp) for place, write in enumerate(unit.writes)]
-        self._check_unique(unit, effects)
+        try:
+            effects = [self._effect(unit, place, write, stamp) for place, write in enumerate(unit.writes)]
+            self._check_unique(unit, effects)
+        except (InvalidArgument, NotFound, AlreadyExists) as failure:
+            if not unit.remembers_refusal:
+                raise
+            refusal = encode_refusal(failure)
+            return Decision((), refusal, refusal)
         self._rows[id(unit)] = [effect.row for effect in effects if effect.row is not None]
         outcomes = [effect.outcome for effect in effects]
         return Decision(
@@ -171,7 +182,20 @@ def encode_answer(outcomes: Sequence[Outcome]) -> bytes:
     return b"".join(
         wire.delimited(
             1,
-            wire.text(1, outcome.name) + (wire.text(2, etag_of(outcome.revision)) if outcome.revision else b""),
+            wire.text(1, outcome.name)
+            + (wire.text(2, etag_of(outcome.revision)) if outcome.revision else b"")
+            + wire.integer(3, outcome.made),
         )
         for outcome in outcomes
     )
+
+
+def encode_refusal(failure: Error) -> bytes:
+    """What is kept of a refusal that is remembered: told from results by its first byte."""
+    status: bytes = status_of_error(failure).SerializeToString()
+    return _REFUSAL + status
+
+
+def refusal_in(answer: bytes) -> bytes:
+    """The serialized ``google.rpc.Status`` in an *answer* that is a refusal; else nothing."""
+    return answer[1:] if answer[:1] == _REFUSAL else b""

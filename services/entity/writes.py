@@ -18,7 +18,7 @@ from services.entity import store
 from services.entity.catalog import Catalog
 from services.entity.content import CompiledType, Entry, merge
 from services.entity.decisions import Outcome, Prepared, Stale
-from services.entity.ledger import EntityUnit, Write
+from services.entity.ledger import EntityUnit, Write, refusal_in
 from services.entity.model import EntityKey, StoredEntity, parse_entity_name
 from services.entity.mutations import Kind, Mutation, fingerprint
 from services.runtime.call import Namespace
@@ -39,14 +39,20 @@ class Writing:
     method: str
     request_id: str
     validate_only: bool = False
+    remembers_refusals: bool = False
+    """Whether a write that is refused for its content is answered with that for as long as one that succeeded."""
 
 
 class Written(NamedTuple):
-    """An acknowledged unit: the namespace's revision, and what each mutation left. A repetition has no ``message``s."""
+    """An acknowledged unit: the namespace's revision, and what each mutation left. A repetition has no ``message``s.
+
+    ``refusal`` is the serialized ``google.rpc.Status`` of a unit whose refusal is remembered.
+    """
 
     revision: int
     outcomes: Sequence[Outcome]
     repeated: bool = False
+    refusal: bytes = b""
 
 
 class Writer:
@@ -81,10 +87,13 @@ class Writer:
                 continue
         raise _contended()
 
-    async def batch(self, writing: Writing, mutations: Sequence[Mutation | Error]) -> list[Written | BaseException]:
+    async def batch(
+        self, writing: Writing, mutations: Sequence[Mutation | Error], *, first: int = 0
+    ) -> list[Written | BaseException]:
         """Commit each of *mutations* as a unit of its own; an ``Error`` among them is its own outcome.
 
-        Writes to one entity are committed in the given order, because each waits for the one before it.
+        Writes to one entity are committed in the given order, because each waits for the one before it. They are
+        remembered under the numbers from *first* on.
         """
         base = writing.request_id or uuid.uuid4().hex
         outcomes: list[Written | BaseException] = [
@@ -93,7 +102,7 @@ class Writer:
         for wave in _waves(mutations):
             pending = wave
             for _ in range(MAX_ATTEMPTS):
-                results = await self._attempt(writing, base, pending)
+                results = await self._attempt(writing, base, first, pending)
                 for (place, _), result in zip(pending, results, strict=True):
                     if not isinstance(result, Stale):
                         outcomes[place] = result
@@ -103,13 +112,13 @@ class Writer:
         return outcomes
 
     async def _attempt(
-        self, writing: Writing, base: str, pending: Sequence[tuple[int, Mutation]]
+        self, writing: Writing, base: str, first: int, pending: Sequence[tuple[int, Mutation]]
     ) -> list[Written | BaseException]:
         prepared = await self._prepare(writing.namespace.id, [[mutation] for _, mutation in pending])
         futures: list[asyncio.Future[Receipt]] = []
         for (place, mutation), item in zip(pending, prepared, strict=True):
             # The dot keeps these ids apart from any that a caller may choose.
-            unit = _unit(writing, f"{base}.{place}", fingerprint([mutation]), item, False)
+            unit = _unit(writing, f"{base}.{first + place}", fingerprint([mutation]), item, False)
             futures.append(self._committer.submit(writing.namespace, unit))
         receipts = await asyncio.gather(*futures, return_exceptions=True)
         return [receipt if isinstance(receipt, BaseException) else _written(receipt) for receipt in receipts]
@@ -211,12 +220,17 @@ def _unit(
         known={type_id: types[type_id] for type_id in type_ids if type_id in types},
         unique=unique,
         indexed=indexed,
+        remembers_refusal=writing.remembers_refusals,
     )
 
 
 def _written(receipt: Receipt) -> Written:
+    if refusal := refusal_in(receipt.answer):
+        return Written(receipt.revision, (), receipt.result is None, refusal)
     if receipt.result is not None:
         return Written(receipt.revision, receipt.result)
     answer = entity_service_pb2.TransactResponse.FromString(receipt.answer)
-    outcomes = [Outcome(result.name, int(result.etag.strip('"') or 0)) for result in answer.results]
+    outcomes = [
+        Outcome(result.name, int(result.etag.strip('"') or 0), made=result.outcome) for result in answer.results
+    ]
     return Written(receipt.revision, outcomes, repeated=True)

@@ -226,3 +226,28 @@ async def test_concurrent_batches_and_transactions_leave_a_dense_log(shore: Shor
     }
     for name, entity in state.items():
         assert await shore.get(name.rsplit("/", 1)[1]) == entity
+
+
+async def test_each_write_says_what_it_made_of_its_entity_also_when_it_is_repeated(shore: Shore) -> None:
+    await shore.declare()
+    await shore.create("b1", {"n": 1})
+    await shore.create("b2", {"n": 1})
+    await shore.create("b3", {"n": 1})
+    await shore.delete("b3")
+    writes = [
+        shore.creating("b4", {}),
+        shore.updating("b1", {"n": 2}),
+        shore.updating("b2", {"n": 1}),
+        shore.deleting("b2"),
+        shore.undeleting("b3"),
+        shore.deleting("b9", allow_missing=True),
+        shore.updating("b8", {}),
+    ]
+    names = ["CREATED", "UPDATED", "UNCHANGED", "DELETED", "UNDELETED", "UNCHANGED", "OUTCOME_UNSPECIFIED"]
+    made = [entity_pb2.Mutation.Outcome.Value(name) for name in names]
+    first = await shore.batch(*writes, request_id="once")
+    assert [result.outcome for result in first.results] == made
+    again = await shore.batch(*writes, request_id="once")
+    assert [result.outcome for result in again.results] == made
+    transacted = [await shore.transact(shore.updating("b8", {}, allow_missing=True), request_id="t") for _ in range(2)]
+    assert [answer.results[0].outcome for answer in transacted] == [entity_pb2.Mutation.CREATED] * 2
