@@ -1,16 +1,18 @@
 """Snapshots for feeds: live entities as they were at a revision, in the order of (type, id), while writes go on.
 
-Entity rows are never removed while their namespace lives, so that a walk over them meets every entity there ever was.
-A row that was written after the revision is replaced by its version from the log, or skipped if it had none.
+A walk over the entity rows meets every entity there ever was, but for what was purged. A row that was written after the
+revision is replaced by what the log says was there before, or skipped if there was nothing.
 """
 
 from __future__ import annotations
 
 from typing import Final, TypeAlias
 
+from services.entity.as_of import select_live_page
+from services.entity.blanking import is_blank
 from services.runtime.call import MinRevision
-from services.runtime.changelog import DELETED, EXPIRED, PURGED, head_of, select_head
-from services.runtime.database import Database, Statement, packed_int8
+from services.runtime.changelog import head_of, select_head
+from services.runtime.database import Database
 from services.runtime.errors import NotFound, OutOfRange
 
 MAX_WALKED: Final = 5000
@@ -41,7 +43,9 @@ class SnapshotReader:
         if type_id is not None and type_id != after[0]:
             after = (type_id, "")
         head_rows, rows = await self._database.read(
-            namespace, select_head(namespace), _select_page(namespace, revision, type_id, after, max_bytes)
+            namespace,
+            select_head(namespace),
+            select_live_page(namespace, revision, after, type_id or _AFTER_ALL_TYPES, MAX_WALKED, max_bytes),
         )
         if not head_rows:
             raise NotFound("NOT_FOUND", "nothing was written to this namespace yet")
@@ -49,43 +53,9 @@ class SnapshotReader:
         MinRevision(revision, epoch).check(head.revision, head.epoch)
         if revision < head.horizon:
             raise OutOfRange("SNAPSHOT_EXPIRED", "the log no longer reaches back to the snapshot; begin again")
-        entities = [message for _, _, message, _, _ in rows if message is not None]
+        entities = [message for _, _, message, _, _ in rows if message is not None and not is_blank(message)]
         if rows:
             last_type, last_id, _, position, walked = rows[-1]
             if position < walked or walked == MAX_WALKED:
                 return entities, (last_type, last_id)
         return entities, (wanted[1], "") if len(wanted) > 1 else None
-
-
-def _select_page(namespace: str, revision: int, type_id: str | None, after: Place, max_bytes: int) -> Statement:
-    """Rows (type, id, message or null if it was not alive then, position in the walk, rows in the walk)."""
-    return Statement(
-        """SELECT type, id,
-            coalesce(current, (SELECT substring(body FROM start + 1 FOR length) FROM units
-                WHERE namespace = %s AND revision = unit)),
-            position, walked
-        FROM (SELECT *, sum(coalesce(octet_length(current), length, 0)) OVER (ORDER BY type, id) AS bytes,
-                row_number() OVER (ORDER BY type, id) AS position, count(*) OVER () AS walked
-            FROM (SELECT e.type, e.id, v.revision AS unit, v.start, v.length,
-                    CASE WHEN e.revision <= %s AND e.delete_time IS NULL THEN e.message END AS current
-                FROM (SELECT type, id, revision, delete_time, message FROM entities
-                    WHERE namespace = %s AND (type, id) > (%s, %s) AND type <= %s ORDER BY type, id LIMIT %s) e
-                LEFT JOIN LATERAL (SELECT revision, kind, start, length FROM versions
-                    WHERE namespace = %s AND type = e.type AND id = e.id AND revision <= %s
-                    ORDER BY revision DESC LIMIT 1) v ON e.revision > %s AND v.kind <> ALL (%s::int8[])
-            ) placed
-        ) sized WHERE bytes <= %s OR position = 1 ORDER BY type, id""",
-        (
-            namespace,
-            revision,
-            namespace,
-            *after,
-            _AFTER_ALL_TYPES if type_id is None else type_id,
-            MAX_WALKED,
-            namespace,
-            revision,
-            revision,
-            packed_int8((DELETED, PURGED, EXPIRED)),
-            max_bytes,
-        ),
-    )
