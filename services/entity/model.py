@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import orjson
@@ -162,23 +163,27 @@ def encode_entity(
     Raises:
         InvalidArgument: ``ENTITY_TOO_LARGE``, above 256 KiB.
     """
-    etag = etag_of(revision)
+    raw_name = name.encode()
     created = wire.timestamp(7, create_time)
     # Often the same moment: then only the field number differs.
     updated = b"\x42" + created[1:] if update_time == create_time else wire.timestamp(8, update_time)
     message = b"".join(
         (
-            wire.text(1, name),
-            wire.text(2, type_id),
+            b"\x0a",
+            wire.varint(len(raw_name)),
+            raw_name,
+            _text_of_many(2, type_id),
             wire.text(3, uid),
-            wire.delimited(4, struct),
-            wire.text(5, etag),
+            b"\x22",
+            wire.varint(len(struct)),
+            struct,
+            wire.text(5, etag_of(revision)),
             wire.integer(6, revision),
             created,
             updated,
             wire.timestamp(9, delete_time) if delete_time is not None else b"",
-            wire.text(11, created_by),
-            wire.text(12, updated_by),
+            _text_of_many(11, created_by),
+            _text_of_many(12, updated_by),
         )
     )
     if len(message) > MAX_ENTITY_BYTES:
@@ -188,6 +193,9 @@ def encode_entity(
             limit=str(MAX_ENTITY_BYTES),
         )
     return message
+
+
+_text_of_many = lru_cache(maxsize=2048)(wire.text)  # types and principals: few, and short
 
 
 def encode_type(namespace: str, type_: EntityType) -> bytes:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import LiteralString
+from typing import LiteralString, NamedTuple
 
 from services.runtime import wire
 from services.runtime.database import (
@@ -32,6 +32,9 @@ MAX_UNIT_BYTES = 3 * 2**20
 # Answered requests that one transaction removes.
 FORGET_AT_ONCE = 5000
 
+# Tags of strandline.stream.v1.Change: entity and previous, type and previous_type.
+_ENTITY_TAGS = (b"\x12", b"\x1a")
+_TYPE_TAGS = (b"\x22", b"\x2a")
 # Values of strandline.stream.v1.Change.Kind.
 CREATED, UPDATED, DELETED, UNDELETED, PURGED, EXPIRED, SCHEMA_CHANGED = range(1, 8)
 
@@ -121,8 +124,7 @@ class Head:
     horizon: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One change of a unit. *entity* and *previous* are serialized ``Entity`` (for a type: ``EntityType``)."""
 
     kind: int
@@ -132,8 +134,7 @@ class Change:
     previous: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(NamedTuple):
     """Where one version of an entity lies inside its unit."""
 
     type: str
@@ -143,8 +144,7 @@ class Version:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedUnit:
+class LoggedUnit(NamedTuple):
     """A unit as the log keeps it."""
 
     revision: int
@@ -157,28 +157,25 @@ def encode_unit(
     revision: int, commit_time: datetime, actor: str, request_id: str, changes: Sequence[Change]
 ) -> LoggedUnit:
     """Serialize a unit. ``UNIT_TOO_LARGE`` above 3 MiB, new and previous data included."""
-    header = b"".join(
-        (
-            wire.integer(1, revision),
-            wire.timestamp(2, commit_time),
-            wire.text(3, actor),
-            wire.text(4, request_id),
-        )
-    )
+    header = wire.integer(1, revision) + wire.timestamp(2, commit_time) + wire.text(3, actor) + wire.text(4, request_id)
     parts = [header]
     at = len(header)
     versions = []
     for change in changes:
-        kind = wire.integer(1, change.kind)
-        schema = change.kind == SCHEMA_CHANGED
-        entity = wire.delimited(4 if schema else 2, change.entity) if change.entity else b""
-        previous = wire.delimited(5 if schema else 3, change.previous) if change.previous else b""
-        size = len(kind) + len(entity) + len(previous)
+        kind, type_id, entity_id, entity, previous = change
+        tags = _TYPE_TAGS if kind == SCHEMA_CHANGED else _ENTITY_TAGS
+        # Before the entity, and after it.
+        before, after = b"\x08" + wire.varint(kind), b""
+        if entity:
+            before += tags[0] + wire.varint(len(entity))
+        if previous:
+            after = tags[1] + wire.varint(len(previous)) + previous
+        size = len(before) + len(entity) + len(after)
         prefix = b"\x2a" + wire.varint(size)
-        if not schema:
-            start = at + len(prefix) + len(kind) + len(entity) - len(change.entity)
-            versions.append(Version(change.type, change.id, change.kind, start, len(change.entity)))
-        parts += (prefix, kind, entity, previous)
+        if kind != SCHEMA_CHANGED:
+            start = at + len(prefix) + len(before)
+            versions.append(Version(type_id, entity_id, kind, start, len(entity)))
+        parts += (prefix, before, entity, after)
         at += len(prefix) + size
     if at > MAX_UNIT_BYTES:
         raise InvalidArgument(
@@ -189,8 +186,7 @@ def encode_unit(
     return LoggedUnit(revision, commit_time, b"".join(parts), tuple(versions))
 
 
-@dataclass(frozen=True, slots=True)
-class AnsweredRequest:
+class AnsweredRequest(NamedTuple):
     """What a request id was answered with."""
 
     principal: str

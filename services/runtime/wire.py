@@ -11,7 +11,8 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.struct_pb2 import Struct, Value
@@ -27,7 +28,13 @@ _NULL = b"\x08\x00"  # Value.null_value = NULL_VALUE, written although it is zer
 _TRUE = b"\x20\x01"
 _FALSE = b"\x20\x00"
 _pack_double = struct.Struct("<Bd").pack
+_pack_number = struct.Struct("<BBd").pack  # with the length before it
 _ONE_BYTE = tuple(bytes((n,)) for n in range(128))
+# A map entry whose lengths all fit in one byte, as they nearly always do: length, tag and length of the text.
+_SHORT_ENTRY = 125
+_SHORT_NUMBER = 118
+_COMMON_KEY = 64
+_SHORT_TEXT = tuple(bytes((n + 2, 0x1A, n)) for n in range(_SHORT_ENTRY))
 
 
 def varint(number: int) -> bytes:
@@ -59,19 +66,50 @@ def integer(field: int, value: int) -> bytes:
 
 def timestamp(field: int, moment: datetime) -> bytes:
     """A ``google.protobuf.Timestamp`` field, in microseconds as the database has them."""
-    microseconds = (moment - EPOCH) // timedelta(microseconds=1)
-    seconds, rest = divmod(microseconds, 1_000_000)
-    return delimited(field, integer(1, seconds) + integer(2, rest * 1000))
+    return _ONE_BYTE[field << 3 | 2] + _timestamp(moment)
+
+
+@lru_cache(maxsize=2048)  # a moment is written up to four times: a unit's, and that of its entities' create and update
+def _timestamp(moment: datetime) -> bytes:
+    since = moment - EPOCH
+    payload = _seconds(since.days * 86400 + since.seconds) + integer(2, since.microseconds * 1000)
+    return _ONE_BYTE[len(payload)] + payload
+
+
+@lru_cache(maxsize=64)
+def _seconds(seconds: int) -> bytes:
+    return integer(1, seconds)
 
 
 def encode_struct(value: Mapping[str, Any]) -> bytes:
     """JSON object to the bytes of ``google.protobuf.Struct``."""
-    parts = []
+    parts: list[bytes] = []
+    add = parts.append
     for key, item in value.items():
-        raw = key.encode()
-        entry = b"\x0a" + varint(len(raw)) + raw + delimited(2, _encode_value(item))
-        parts.append(b"\x0a" + varint(len(entry)) + entry)
+        head = _common_key_field(key) if len(key) < _COMMON_KEY else _key_field(key)
+        kind = type(item)
+        if kind is str and (length := len(raw := item.encode())) + len(head) < _SHORT_ENTRY:
+            add(b"\x0a%b%b%b%b" % (_ONE_BYTE[length + len(head) + 3], head, _SHORT_TEXT[length], raw))
+        elif (kind is float or kind is int) and len(head) < _SHORT_NUMBER:
+            add(b"\x0a%b%b%b" % (_ONE_BYTE[len(head) + 10], head, _pack_number(9, 0x11, item)))
+        else:
+            entry = head + _value_field(item)
+            add(b"\x0a" + varint(len(entry)) + entry)
     return b"".join(parts)
+
+
+def _key_field(key: str) -> bytes:
+    """The beginning of a map entry: the key, and the tag of the value."""
+    raw = key.encode()
+    return b"\x0a" + varint(len(raw)) + raw + b"\x12"
+
+
+_common_key_field = lru_cache(maxsize=8192)(_key_field)  # every entity of a type has the same few keys
+
+
+def _value_field(item: Any) -> bytes:
+    value = _encode_value(item)
+    return varint(len(value)) + value
 
 
 def _encode_value(item: Any) -> bytes:

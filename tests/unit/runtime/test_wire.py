@@ -44,6 +44,13 @@ def test_a_struct_reads_back_as_what_was_encoded(value: dict[str, Any]) -> None:
     assert wire.decode_struct(struct) == plain(value)
 
 
+@pytest.mark.parametrize("key_length", [0, 1, 63, 64, 113, 114, 120, 121, 127, 128, 300])
+def test_lengths_on_both_sides_of_a_byte_are_encoded_alike(key_length: int) -> None:
+    key = "k" * key_length
+    for item in ["x" * length for length in range(140)] + ["é" * 60, "x" * 20_000, 0.5, 7, True, None, [1], {"a": "b"}]:
+        assert Struct.FromString(wire.encode_struct({key: item})) == json_format.ParseDict({key: item}, Struct())
+
+
 @given(objects)
 def test_json_and_struct_have_one_meaning(value: dict[str, Any]) -> None:
     assert wire.parse_json(json.dumps(value).encode()) == wire.decode_struct(
