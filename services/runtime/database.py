@@ -10,9 +10,8 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, LiteralString, TypeAlias
+from typing import Any
 
 import psycopg
 from psycopg import postgres
@@ -20,10 +19,24 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
+from services.runtime.pipeline import Connection, Row, Statement, pipeline
 from services.runtime.wire import EPOCH
 
-Row: TypeAlias = tuple[Any, ...]
-Connection: TypeAlias = psycopg.AsyncConnection[Row]
+__all__ = [
+    "Connection",
+    "Database",
+    "PackedArray",
+    "Row",
+    "Statement",
+    "packed_bool",
+    "packed_bytea",
+    "packed_int8",
+    "packed_jsonb",
+    "packed_text",
+    "packed_timestamptz",
+    "pipeline",
+]
+
 # Seconds to wait for a connection before the caller hears UNAVAILABLE.
 CONNECT_TIMEOUT = 5
 # Every statement here walks key ranges. A planner without statistics, as in the first minute of an import, prefers to
@@ -33,14 +46,6 @@ INDEX_WALKS_ONLY = (
     "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c enable_material=off "
     "-c plan_cache_mode=force_generic_plan"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """One SQL statement with its parameters (``%s``)."""
-
-    sql: LiteralString
-    params: tuple[Any, ...] = ()
 
 
 class Database:
@@ -70,8 +75,13 @@ class Database:
                     await connection.close()
 
     async def _connect(self) -> Connection:
-        return await psycopg.AsyncConnection.connect(
-            self._url, autocommit=True, prepare_threshold=1, connect_timeout=CONNECT_TIMEOUT, options=INDEX_WALKS_ONLY
+        # psycopg itself prepares nothing: what it believes to be prepared, ``pipeline`` may have dropped.
+        return await Connection.connect(
+            self._url,
+            autocommit=True,
+            prepare_threshold=None,
+            connect_timeout=CONNECT_TIMEOUT,
+            options=INDEX_WALKS_ONLY,
         )
 
     async def read(self, namespace: str, *statements: Statement) -> list[list[Row]]:
@@ -105,17 +115,6 @@ class Database:
         """Close idle connections, and from now on each one that is given back."""
         self._closed = True
         await self.discard_idle()
-
-
-async def pipeline(connection: Connection, *statements: Statement) -> list[list[Row]]:
-    """Send all *statements* in one round trip; the rows of each, empty for those without."""
-    cursors = []
-    async with connection.pipeline():
-        for statement in statements:
-            cursor = connection.cursor(binary=True)
-            await cursor.execute(statement.sql, statement.params or None)
-            cursors.append(cursor)
-    return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
 
 class PackedArray:

@@ -1,0 +1,148 @@
+"""Several statements in one round trip."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import psycopg
+import pytest
+from psycopg.pq import TransactionStatus
+
+from services.runtime.database import Connection, Database, Statement, packed_bytea, packed_int8, packed_text, pipeline
+from services.runtime.pipeline import MAX_REMEMBERED
+
+ONE = Statement("SELECT 1")
+
+
+@pytest.fixture
+async def database(log_url: str) -> AsyncIterator[Database]:
+    made = Database(log_url)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def connection(database: Database) -> AsyncIterator[Connection]:
+    async with database.connection() as lent:
+        yield lent
+
+
+async def wait_until(postgres: str, query: str, *, runs: bool) -> None:
+    """Return when some connection runs *query*, or none does any more."""
+    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as admin:
+        for _ in range(1000):
+            found = await admin.execute(
+                "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = %s", (query,)
+            )
+            if bool(await found.fetchall()) is runs:
+                return
+            await asyncio.sleep(0.01)
+    raise AssertionError(query)
+
+
+async def test_each_statement_has_its_rows_in_the_order_of_sending(connection: Connection) -> None:
+    moment = datetime(2026, 11, 22, 12, 0, 0, 1, UTC)
+    for _ in range(3):  # unprepared, while it is prepared, prepared
+        assert await pipeline(
+            connection,
+            ONE,
+            Statement("CREATE TEMPORARY TABLE IF NOT EXISTS t (n int)"),
+            Statement("SELECT * FROM unnest(%s::text[], %s::int8[])", (packed_text(["ä", None]), packed_int8([5, 6]))),
+            Statement("SELECT %s::timestamptz, %s::bytea, %s::text, NULL::text", (moment, b"\0\xff", "%")),
+            Statement("SELECT n FROM t"),
+        ) == [[(1,)], [], [("ä", 5), (None, 6)], [(moment, b"\0\xff", "%", None)], []]
+
+
+async def test_a_percent_sign_is_doubled_only_beside_parameters(connection: Connection) -> None:
+    rows = await pipeline(connection, Statement("SELECT 7 % 4"), Statement("SELECT 7 %% %s::int", (4,)))
+    assert rows == [[(3,)], [(3,)]]
+
+
+async def test_one_statement_takes_parameters_of_different_types(connection: Connection) -> None:
+    for value in (1, 2**40, "3", None, 4, 2**40):
+        (((text,),),) = await pipeline(connection, Statement("SELECT (%s)::text", (value,)))
+        assert text == (None if value is None else str(value))
+
+
+async def test_the_first_failure_is_raised_and_nothing_after_it_is_run(connection: Connection) -> None:
+    for _ in range(3):
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await pipeline(
+                connection,
+                Statement("BEGIN"),
+                Statement("SELECT 1/0"),
+                Statement("SELECT nonsense"),
+                Statement("COMMIT"),
+            )
+        assert connection.info.transaction_status == TransactionStatus.INERROR
+        await connection.rollback()
+    assert await pipeline(connection, ONE) == [[(1,)]]
+
+
+async def test_a_statement_that_cannot_be_prepared_fails_each_time_it_comes(connection: Connection) -> None:
+    for _ in range(4):
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            await pipeline(connection, ONE, Statement("SELECT * FROM nowhere"))
+    assert await pipeline(connection, ONE) == [[(1,)]]
+
+
+async def test_megabytes_go_both_ways_at_once(connection: Connection) -> None:
+    big = packed_bytea([bytes(2**20)])
+    rows = await pipeline(connection, *[Statement("SELECT * FROM unnest(%s::bytea[])", (big,)) for _ in range(24)])
+    assert [len(value) for ((value,),) in rows] == [2**20] * 24
+
+
+async def test_a_connection_remembers_a_bounded_number_of_statements(connection: Connection) -> None:
+    held = Statement("SELECT count(*) FROM pg_prepared_statements")
+    for number in range(3 * MAX_REMEMBERED):
+        statement = Statement(f"SELECT {number} + %s::int", (1,))
+        for _ in range(2):
+            assert await pipeline(connection, statement) == [[(number + 1,)]]
+        if number % 50 == 0:
+            (((count,),),) = await pipeline(connection, held)
+            assert count <= MAX_REMEMBERED
+
+
+async def test_what_is_cancelled_stops_on_the_server_and_closes_its_connection(
+    database: Database, postgres: str
+) -> None:
+    sleep = Statement("SELECT pg_sleep(60)")
+    reading = asyncio.create_task(database.read("tides", ONE, sleep))
+    await wait_until(postgres, sleep.sql, runs=True)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await wait_until(postgres, sleep.sql, runs=False)
+    assert await database.read("tides", ONE) == [[(1,)]]
+
+
+async def test_cancelling_at_any_moment_never_mixes_up_answers(database: Database) -> None:
+    async def read(number: int) -> None:
+        assert await database.read("tides", Statement("SELECT %s::int4", (number,))) == [[(number,)]]
+
+    for turns in range(30):
+        cancelled = asyncio.create_task(read(-1))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.gather(*(read(number) for number in range(12)))
+        await asyncio.wait([cancelled])
+
+
+async def test_the_reason_why_the_server_hung_up_is_told(connection: Connection, postgres: str) -> None:
+    sleep = Statement("SELECT pg_sleep(61)")
+    waiting = asyncio.create_task(pipeline(connection, sleep))
+    await wait_until(postgres, sleep.sql, runs=True)
+    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as admin:
+        await admin.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
+    with pytest.raises(psycopg.errors.AdminShutdown):
+        await waiting
+    assert connection.closed
+
+
+async def test_a_value_that_cannot_be_sent_spoils_no_other_read(database: Database) -> None:
+    with pytest.raises(psycopg.ProgrammingError):
+        await database.read("tides", ONE, Statement("SELECT %s", (object(),)))
+    assert await database.read("tides", ONE) == [[(1,)]]
