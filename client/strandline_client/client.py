@@ -114,11 +114,19 @@ class Client:
     # Entities
 
     async def transact(
-        self, namespace: str, mutations: Iterable[entity_pb2.Mutation], *, request_id: str = ""
+        self,
+        namespace: str,
+        mutations: Iterable[entity_pb2.Mutation],
+        *,
+        preconditions: Iterable[entity_pb2.Precondition] = (),
+        request_id: str = "",
     ) -> entity_service_pb2.TransactResponse:
-        """All *mutations* (at most 500) at one revision, or none."""
+        """All *mutations* (at most 500) at one revision if all *preconditions* hold, or none."""
         request = entity_service_pb2.TransactRequest(
-            parent=f"namespaces/{namespace}", mutations=mutations, request_id=request_id or new_request_id()
+            parent=f"namespaces/{namespace}",
+            mutations=mutations,
+            preconditions=preconditions,
+            request_id=request_id or new_request_id(),
         )
         answer: entity_service_pb2.TransactResponse = await self._call(self._entities.Transact, request, namespace)
         return answer

@@ -20,7 +20,16 @@ from services.entity.model import (
     parse_namespace,
     parse_type_name,
 )
-from services.entity.mutations import Kind, Mutation, creation, parse_mask, parse_mutation, replacement
+from services.entity.mutations import (
+    Kind,
+    Mutation,
+    creation,
+    only_operates,
+    parse_mask,
+    parse_mutation,
+    replacement,
+)
+from services.entity.preconditions import parse_precondition
 from services.entity.purge import Purger
 from services.entity.reads import Reader
 from services.entity.writes import Writer, Written
@@ -56,12 +65,13 @@ class EntityHandlers:
         mutation = replacement(
             request.entity.name,
             parse_entity_name(request.entity.name, namespace.id, "entity.name"),
-            _data(request.entity),
+            {} if only_operates(request, request.entity.HasField("data")) else _data(request.entity),
             "entity.data",
             mask=parse_mask(request.update_mask, "update_mask"),
             etag=etag or request.entity.etag,
             by_if_match=by_if_match,
             allow_missing=request.allow_missing,
+            operations=request.operations,
         )
         return await self._write(request, call, "UpdateEntity", mutation)
 
@@ -93,7 +103,15 @@ class EntityHandlers:
         ]
         if len({mutation.key for mutation in mutations}) < len(mutations):
             raise invalid_field("mutations", "an entity is named twice")
-        written = await self._writer.transact(writing(request, call, "Transact"), mutations, indexed=True)
+        preconditions = [
+            parse_precondition(message, namespace.id, f"preconditions[{place}]")
+            for place, message in enumerate(request.preconditions)
+        ]
+        if not mutations and not preconditions:
+            raise invalid_field("mutations", "there are neither mutations nor preconditions")
+        written = await self._writer.transact(
+            writing(request, call, "Transact"), mutations, preconditions, indexed=True
+        )
         call.position(written.revision, namespace.epoch)
         return encode_answer(written.outcomes) + wire.integer(2, written.revision) + wire.text(3, namespace.epoch)
 

@@ -8,9 +8,9 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from services.entity.content import CompiledType, Entry, Rendered, canonical, merge
+from services.entity.content import CompiledType, Entry, Rendered, canonical
 from services.entity.model import StoredEntity, encode_entity, etag_of
-from services.entity.mutations import EVERYTHING, Kind, Mutation
+from services.entity.mutations import Kind, Mutation
 from services.entity.store import EntityRow
 from services.runtime import wire
 from services.runtime.changelog import CREATED, DELETED, UNDELETED, UPDATED, Change
@@ -114,18 +114,16 @@ class _Step:
     stamp: Stamp
 
     def create(self) -> Effect:
-        content = self._content()
-        rendered = self._render(content, self.prepared.mutation.json)
+        mutation = self.prepared.mutation
+        content = mutation.applied(None)
+        rendered = self._render(content, canonical(content) if mutation.operations else mutation.json)
         # A deleted entity gives its name away: this is a new life, with nothing before it.
         return self._store(CREATED, rendered, uuid7(), self.stamp.commit_time, self.actor, previous=b"")
 
     def update(self, current: StoredEntity) -> Effect:
-        mutation, content = self.prepared.mutation, self._content()
-        if mutation.mask == EVERYTHING:
-            data, json = content, mutation.json
-        else:
-            data = merge(self.stored, content, mutation.mask) if mutation.mask else {**self.stored, **content}
-            json = canonical(data)
+        mutation = self.prepared.mutation
+        data = mutation.applied(self.stored)
+        json = mutation.json if mutation.replaces else canonical(data)
         if json == canonical(self.stored):
             return Effect(Outcome(self.name, current.revision, current.message))
         rendered = self._render(data, json)
@@ -148,11 +146,6 @@ class _Step:
         return self._store(
             UNDELETED, rendered, current.uid, current.create_time, current.created_by, previous=current.message
         )
-
-    def _content(self) -> JsonObject:
-        content = self.prepared.mutation.content
-        assert content is not None, "creates and updates carry content"
-        return content
 
     def _render(self, data: JsonObject, json: bytes) -> Rendered:
         prepared = self.prepared

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from services.entity import catalog, store
+from services.entity import catalog, preconditions, store
 from services.entity.catalog import Catalog, missing_type
 from services.entity.content import CompiledType, Entry
 from services.entity.decisions import Effect, Outcome, Prepared, Stale, decide
 from services.entity.model import EntityKey, StoredEntity, etag_of
+from services.entity.preconditions import Precondition
 from services.entity.store import EntityRow
 from services.entity.type_changes import TypeChange, TypeRound
 from services.runtime import wire
@@ -24,14 +25,16 @@ from services.runtime.rpc import status_of_error
 class Write(Unit):
     """One atomic unit of writes to entities, no entity named twice.
 
-    ``known`` are the types as they were when the writes were prepared. ``indexed`` says whether a refusal names the
-    place of the mutation that caused it. ``remembers_refusal`` says whether a refusal that is about the content, and
-    not about the moment, is an answer too: then a repetition hears it again, whatever has happened in between.
+    ``known`` are the types as they were when the writes were prepared. ``preconditions`` must hold before the unit.
+    ``indexed`` says whether a refusal names the place of the mutation that caused it. ``remembers_refusal`` says
+    whether a refusal that is about the content, and not about the moment, is an answer too: then a repetition hears it
+    again, whatever has happened in between.
     """
 
     writes: Sequence[Prepared]
     known: Mapping[str, CompiledType]
     unique: frozenset[Entry]
+    preconditions: tuple[Precondition, ...] = ()
     indexed: bool = False
     remembers_refusal: bool = False
 
@@ -51,7 +54,7 @@ class EntityLedger:
         """See ``committer.Ledger``."""
         batch = _Batch(units)
         statements: list[Statement] = []
-        if batch.writes:
+        if batch.keys:
             statements.append(catalog.select(namespace, batch.type_ids, batch.known))
             statements.append(store.select_entities(namespace, batch.keys))
         if batch.unique:
@@ -65,7 +68,7 @@ class EntityLedger:
         batch = _Batch(units)
         results = iter(rows)
         round_ = EntityRound(namespace)
-        if batch.writes:
+        if batch.keys:
             round_.types = self._types.refresh(namespace, next(results), batch.known)
             round_.entities = dict(map(store.entity_of, next(results)))
         if batch.unique:
@@ -84,6 +87,8 @@ class _Batch:
         self.changes = [unit for unit in units if isinstance(unit, TypeChange)]
         self.keys = [write.mutation.key for unit in self.writes for write in unit.writes]
         self.type_ids = dict.fromkeys(key.type for key in self.keys)
+        for unit in self.writes:
+            self.keys += [condition.key for condition in unit.preconditions]
         self.unique = list({entry: None for unit in self.writes for entry in unit.unique})
         self.known: dict[str, CompiledType] = {}
         for unit in self.writes:
@@ -109,6 +114,8 @@ class EntityRound:
             assert self.type_round is not None
             return self.type_round.decide(unit, stamp)
         try:
+            if unit.preconditions:
+                preconditions.check(unit.preconditions, self.entities)
             effects = [self._effect(unit, place, write, stamp) for place, write in enumerate(unit.writes)]
             self._check_unique(unit, effects)
         except (InvalidArgument, NotFound, AlreadyExists) as failure:

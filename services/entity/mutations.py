@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
-from strandline.entity.v1 import entity_pb2
+from strandline.entity.v1 import entity_pb2, entity_service_pb2
 
 from services.entity import fast_json
-from services.entity.content import canonical
+from services.entity.content import canonical, merge
 from services.entity.model import EntityKey, parse_entity_name
+from services.entity.operations import FieldOperation, apply, parse_operations
+from services.entity.preconditions import Precondition
 from services.runtime import wire
 from services.runtime.errors import invalid_field
 from services.runtime.filters.ast import Path
@@ -40,8 +42,8 @@ class Mutation(NamedTuple):
     """One write to the entity *name*, which *key* is inside its namespace.
 
     ``content`` is what create and update carry, ``json`` its canonical form. ``mask`` names what an update takes from
-    it; empty: its top-level keys. ``by_if_match`` says where ``etag`` came from, because HTTP has a status for that.
-    ``field`` is where the content stands in the request, for violations.
+    it; empty: its top-level keys. ``operations`` apply to what that gives. ``by_if_match`` says where ``etag`` came
+    from, because HTTP has a status for that. ``field`` is where the content stands in the request, for violations.
     """
 
     kind: Kind
@@ -56,11 +58,25 @@ class Mutation(NamedTuple):
     allow_missing: bool = False
     named: bool = True
     """Whether the caller chose the name; otherwise it is no part of the request's identity."""
+    operations: tuple[FieldOperation, ...] = ()
 
     @property
     def replaces(self) -> bool:
         """Whether the new content is ``content``, whatever was there."""
         return self.kind == Kind.CREATE or self.mask == EVERYTHING
+
+    def applied(self, stored: JsonObject | None) -> JsonObject:
+        """What a create or update makes of the *stored* content; None: there is none.
+
+        Raises:
+            InvalidArgument: an operation does not fit.
+        """
+        assert self.content is not None, "creates and updates carry content"
+        if stored is None or self.replaces:
+            data = self.content
+        else:
+            data = merge(stored, self.content, self.mask) if self.mask else {**stored, **self.content}
+        return apply(data, self.operations) if self.operations else data
 
 
 def parse_mutation(message: entity_pb2.Mutation, namespace: str, field: str) -> Mutation:
@@ -79,7 +95,10 @@ def parse_mutation(message: entity_pb2.Mutation, namespace: str, field: str) -> 
     if operation == "update":
         update = message.update
         field = f"{field}.update"
-        content, field_of_content = _content(update, field)
+        if only_operates(update, update.WhichOneof("content") is not None):
+            content, field_of_content = {}, field
+        else:
+            content, field_of_content = _content(update, field)
         return replacement(
             update.name,
             parse_entity_name(update.name, namespace, f"{field}.name"),
@@ -88,6 +107,8 @@ def parse_mutation(message: entity_pb2.Mutation, namespace: str, field: str) -> 
             mask=parse_mask(update.update_mask, f"{field}.update_mask"),
             etag=update.etag,
             allow_missing=update.allow_missing,
+            operations=update.operations,
+            field_of_operations=f"{field}.operations",
         )
     if operation == "delete":
         delete = message.delete
@@ -114,9 +135,22 @@ def replacement(
     etag: str,
     by_if_match: bool = False,
     allow_missing: bool = False,
+    operations: Sequence[entity_pb2.FieldOperation] = (),
+    field_of_operations: str = "operations",
 ) -> Mutation:
-    """Take the paths of *mask* from *content*; no mask: its top-level keys."""
-    return Mutation(Kind.UPDATE, name, key, field, content, canonical(content), mask, etag, by_if_match, allow_missing)
+    """Take the paths of *mask* from *content* (no mask: its top-level keys), then apply *operations*."""
+    mutation = Mutation(
+        Kind.UPDATE, name, key, field, content, canonical(content), mask, etag, by_if_match, allow_missing
+    )
+    if not operations:
+        return mutation
+    taken = mask or [(key,) for key in content]
+    return mutation._replace(operations=parse_operations(operations, taken, field_of_operations))
+
+
+def only_operates(update: entity_pb2.UpdateMutation | entity_service_pb2.UpdateEntityRequest, content: bool) -> bool:
+    """Whether *update*, which has *content* or not, needs none: it consists of operations."""
+    return not content and bool(update.operations) and not update.update_mask
 
 
 def _content(message: Any, field: str) -> tuple[JsonObject, str]:
@@ -145,7 +179,7 @@ def parse_mask(mask: Sequence[str], field: str) -> tuple[Path, ...]:
     return tuple(parse_path(text, field=field) for text in mask)
 
 
-def fingerprint(mutations: Sequence[Mutation]) -> bytes:
+def fingerprint(mutations: Sequence[Mutation], preconditions: Sequence[Precondition] = ()) -> bytes:
     """16 bytes that are equal for requests that ask for the same: names, operations and values, not wire bytes."""
     digest = hashlib.blake2b(digest_size=16)
     for mutation in mutations:
@@ -153,4 +187,8 @@ def fingerprint(mutations: Sequence[Mutation]) -> bytes:
         rest = (int(mutation.kind), name, mutation.etag, mutation.allow_missing, mutation.mask, len(mutation.json))
         digest.update(repr(rest).encode())
         digest.update(mutation.json)
+        for path, operator, operand, _ in mutation.operations:
+            digest.update(repr((path, operator.value, canonical(operand))).encode())
+    for condition in preconditions:
+        digest.update(repr((condition.name, condition.exists, condition.etag, condition.filter)).encode())
     return digest.digest()

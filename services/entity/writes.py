@@ -16,11 +16,12 @@ from strandline.entity.v1 import entity_service_pb2
 
 from services.entity import store
 from services.entity.catalog import Catalog
-from services.entity.content import CompiledType, Entry, merge
+from services.entity.content import CompiledType, Entry
 from services.entity.decisions import Outcome, Prepared, Stale
 from services.entity.ledger import EntityUnit, Write, refusal_in
 from services.entity.model import EntityKey, StoredEntity, parse_entity_name
 from services.entity.mutations import Kind, Mutation, fingerprint
+from services.entity.preconditions import Precondition
 from services.runtime.call import Namespace
 from services.runtime.changelog import select_versions
 from services.runtime.committer import Committer, Receipt
@@ -71,16 +72,23 @@ class Writer:
             outcome = await self._as_it_was(writing.namespace, outcome, written.revision)
         return written.revision, outcome
 
-    async def transact(self, writing: Writing, mutations: Sequence[Mutation], *, indexed: bool = False) -> Written:
+    async def transact(
+        self,
+        writing: Writing,
+        mutations: Sequence[Mutation],
+        preconditions: Sequence[Precondition] = (),
+        *,
+        indexed: bool = False,
+    ) -> Written:
         """Commit *mutations*, of different entities, as one unit; *indexed*: refusals name the mutation.
 
         Raises:
             Error: it was refused as a whole.
         """
-        body_hash = fingerprint(mutations)
+        body_hash = fingerprint(mutations, preconditions)
         for _ in range(MAX_ATTEMPTS):
             (prepared,) = await self._prepare(writing.namespace.id, [mutations])
-            unit = _unit(writing, writing.request_id, body_hash, prepared, indexed)
+            unit = _unit(writing, writing.request_id, body_hash, prepared, indexed, preconditions)
             try:
                 return _written(await self._committer.commit(writing.namespace, unit))
             except Stale:
@@ -176,22 +184,23 @@ def _prepare(mutation: Mutation, compiled: CompiledType | None, current: StoredE
     if compiled is None:
         return prepared
     if mutation.content is not None and (mutation.replaces or mutation.allow_missing):
+        # With operations this is not what is stored; it is only used if they turn out to change nothing.
         try:
             prepared.rendered = compiled.render(mutation.content, mutation.json, mutation.field)
             prepared.unique = prepared.rendered.unique
         except Error as failure:
             prepared.failure, prepared.refused_by = failure, compiled.generation
-    if current is not None and _takes_unknown(mutation, compiled):
+    if _takes_unknown(mutation, compiled) and (current is not None or mutation.operations):
         prepared.unique += _expected_unique(mutation, compiled, current)
     return prepared
 
 
-def _expected_unique(mutation: Mutation, compiled: CompiledType, current: StoredEntity) -> tuple[Entry, ...]:
-    data = current.data
-    if mutation.content is not None:
-        data = merge(data, mutation.content, mutation.mask or tuple((key,) for key in mutation.content))
+def _expected_unique(mutation: Mutation, compiled: CompiledType, current: StoredEntity | None) -> tuple[Entry, ...]:
+    stored = current.data if current is not None else None
     try:
-        return compiled.unique_entries(data)
+        if mutation.content is not None:
+            return compiled.unique_entries(mutation.applied(stored if current is not None and current.live else None))
+        return compiled.unique_entries(stored) if stored is not None else ()
     except InvalidArgument:
         return ()  # refused under the lock, if nothing changes
 
@@ -202,6 +211,7 @@ def _unit(
     body_hash: bytes,
     prepared: tuple[list[Prepared], Mapping[str, CompiledType]],
     indexed: bool,
+    preconditions: Sequence[Precondition] = (),
 ) -> Write:
     writes, types = prepared
     keys = [write.mutation.key for write in writes]
@@ -213,12 +223,13 @@ def _unit(
         request_id=request_id,
         body_hash=body_hash,
         exclusive=frozenset((*keys, *unique)),
-        shared=type_ids,
+        shared=type_ids.union(condition.key for condition in preconditions) if preconditions else type_ids,
         size=sum(2 * len(write.mutation.json) + 500 for write in writes),
         validate_only=writing.validate_only,
         writes=writes,
         known={type_id: types[type_id] for type_id in type_ids if type_id in types},
         unique=unique,
+        preconditions=tuple(preconditions),
         indexed=indexed,
         remembers_refusal=writing.remembers_refusals,
     )

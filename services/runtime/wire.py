@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
 from services.runtime.errors import invalid_field
 
@@ -137,12 +137,18 @@ def decode_struct(message: Struct, field: str = "data") -> JsonObject:
     }
 
 
+def decode_list(message: ListValue, field: str, depth: int) -> list[Any]:
+    """``ListValue`` to a JSON array that may stand *depth* levels deep in content, by the same rules."""
+    array: list[Any] = _decode_value(Value(list_value=message), field, "", depth)
+    return array
+
+
 def _decode_value(value: Value, field: str, pointer: str, depth: int) -> Any:
     kind = value.WhichOneof("kind")
     if kind == "string_value":
         return _checked_string(value.string_value, field, pointer)
     if kind == "number_value":
-        return _checked_number(value.number_value, field, pointer)
+        return checked_number(value.number_value, field, pointer)
     if kind == "bool_value":
         return value.bool_value
     if kind == "null_value":
@@ -202,7 +208,7 @@ def _check_json(item: Any, field: str, parent: str, key: str | int, depth: int) 
     if isinstance(item, str):
         return _checked_string(item, field, pointer)
     if isinstance(item, (int, float)):
-        return _checked_number(item, field, pointer)
+        return checked_number(item, field, pointer)
     if depth >= MAX_DEPTH:
         raise invalid_field(field, f"is nested more than {MAX_DEPTH} deep", pointer)
     if isinstance(item, dict):
@@ -227,7 +233,7 @@ def _checked_string(value: str, field: str, pointer: str) -> str:
     return value
 
 
-def _checked_number(value: float, field: str, pointer: str) -> int | float:
+def checked_number(value: float, field: str, pointer: str = "") -> int | float:
     """*value* as JSON prints it: integral doubles become integers, so that 5.0 is 5 everywhere."""
     if not math.isfinite(value):
         raise invalid_field(field, "a number is not finite", pointer)

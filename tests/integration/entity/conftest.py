@@ -216,15 +216,16 @@ class Shore:
     async def update(
         self,
         entity_id: str,
-        data: dict[str, Any],
+        data: dict[str, Any] | None,
         type_id: str = "buoy",
         headers: dict[str, str] | None = None,
         **more: Any,
     ) -> pb.UpdateEntityResponse:
         request = pb.UpdateEntityRequest(**more)
         request.entity.name = self.name(entity_id, type_id)
-        request.entity.data.SetInParent()
-        request.entity.data.update(data)
+        if data is not None:
+            request.entity.data.SetInParent()
+            request.entity.data.update(data)
         answer: pb.UpdateEntityResponse = await self.replica.entities.UpdateEntity(
             request, metadata=self.metadata(**headers or {})
         )
@@ -390,6 +391,11 @@ async def ready(shore: Shore, type_id: str = "buoy") -> entity_pb2.EntityType:
 
     await eventually(built)
     return await shore.get_type(type_id)
+
+
+def operation(field: str, **does: Any) -> entity_pb2.FieldOperation:
+    """``operation("data.n", increment=1)``."""
+    return json_format.ParseDict({"field": field, **does}, entity_pb2.FieldOperation())
 
 
 def error_info(failure: object) -> Any:
