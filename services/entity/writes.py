@@ -6,7 +6,6 @@ looked like. Then the unit comes back ``Stale``, and is prepared again.
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,13 +122,13 @@ class Writer:
         self, writing: Writing, base: str, first: int, pending: Sequence[tuple[int, Mutation]]
     ) -> list[Written | BaseException]:
         prepared = await self._prepare(writing.namespace.id, [[mutation] for _, mutation in pending])
-        futures: list[asyncio.Future[Receipt]] = []
-        for (place, mutation), item in zip(pending, prepared, strict=True):
-            # The dot keeps these ids apart from any that a caller may choose.
-            unit = _unit(writing, f"{base}.{first + place}", fingerprint([mutation]), item, False)
-            futures.append(self._committer.submit(writing.namespace, unit))
-        receipts = await asyncio.gather(*futures, return_exceptions=True)
-        return [receipt if isinstance(receipt, BaseException) else _written(receipt) for receipt in receipts]
+        # The dot keeps these ids apart from any that a caller may choose.
+        units = [
+            _unit(writing, f"{base}.{first + place}", fingerprint([mutation]), item, False)
+            for (place, mutation), item in zip(pending, prepared, strict=True)
+        ]
+        outcomes = await self._committer.submit(writing.namespace, *units)
+        return [outcome if isinstance(outcome, Exception) else _written(outcome) for outcome in outcomes]
 
     async def _prepare(
         self, namespace: str, units: Sequence[Sequence[Mutation]]

@@ -3,10 +3,14 @@
 One lane per namespace and process. A lane takes all waiting units whose footprints are disjoint, and commits them in
 two pipelined round trips and one fsync: (1) lock the head, look up request ids, read what the units need; decide each
 unit in arrival order, in plain Python; (2) append to the log, apply the rows, COMMIT. Because everything is decided
-under the lock and before the first row is written, one unit's refusal never fails its neighbours, and two replicas
-order each other by the head row. If a statement still fails, the batch is bisected until only the guilty unit fails.
-A connection lost inside COMMIT is answered by committing the same batch again: a request id that is found was
-committed.
+under the lock and no unit of a batch can change what another one is decided on, one unit's refusal never fails its
+neighbours, and two replicas order each other by the head row. If a statement still fails, the batch is bisected until
+only the guilty unit fails. A connection lost inside COMMIT is answered by committing the same batch again: a request id
+that is found was committed.
+
+A large batch is written in parts, so that PostgreSQL stores one while the next is decided. With many writers a lane
+lets units gather for some milliseconds, because a commit costs about the same for one as for fifty; a lone writer
+never waits.
 """
 
 from __future__ import annotations
@@ -15,10 +19,10 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import psycopg
 
@@ -33,6 +37,14 @@ logger = logging.getLogger(__name__)
 MAX_BATCH_UNITS = 1000
 MAX_BATCH_BYTES = 8 * 2**20
 MAX_WAITING_UNITS = 20_000
+# How many units are written while the next ones are decided: about as much as a socket takes at once.
+PART_UNITS = 128
+# A batch of this size says that there are many writers. Then a commit begins when enough units wait, when none has come
+# for a moment, or when the last commit began long ago.
+MANY_UNITS = 4
+ENOUGH_UNITS = 128
+GATHER_SECONDS = 0.005
+MOMENT_SECONDS = 0.001
 # How long a batch is tried again after its connection was lost.
 RECONNECT_SECONDS = 10.0
 
@@ -60,8 +72,7 @@ class Unit:
         return (self.actor, self.method, self.request_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(NamedTuple):
     """What a unit gets if it changes something."""
 
     namespace: str
@@ -70,8 +81,7 @@ class Stamp:
     commit_time: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What a unit will do: its changes (none: it changes nothing and takes no revision), and its answer.
 
     ``answer`` is kept with the request id and must suffice to answer a repetition; ``result`` goes to this caller.
@@ -82,8 +92,7 @@ class Decision:
     result: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """An acknowledged unit. ``result`` is None for a repeated request: read it from ``answer`` and the log."""
 
     revision: int
@@ -104,7 +113,10 @@ class Round(Protocol[U_contra]):
         ...
 
     def writes(self, accepted: Sequence[tuple[U_contra, Stamp]]) -> Sequence[Statement]:
-        """Statements that apply the rows of the *accepted* units (those with changes, not ``validate_only``)."""
+        """Statements that apply the rows of the *accepted* units (those with changes, not ``validate_only``).
+
+        Called once for each part of the batch.
+        """
         ...
 
 
@@ -120,10 +132,33 @@ class Ledger(Protocol[U_contra]):
         ...
 
 
-@dataclass(eq=False, slots=True)
-class _Waiting(Generic[U]):
+Outcomes: TypeAlias = list[Receipt | Exception]
+
+
+class _Submission:
+    """Units that were submitted together, and are answered together."""
+
+    __slots__ = ("done", "missing", "outcomes")
+
+    def __init__(self, units: int) -> None:
+        self.done: asyncio.Future[Outcomes] = asyncio.get_running_loop().create_future()
+        self.missing = units
+        self.outcomes: Outcomes = [_UNANSWERED] * units
+
+    def answer(self, place: int, outcome: Receipt | Exception) -> None:
+        self.missing -= self.outcomes[place] is _UNANSWERED
+        self.outcomes[place] = outcome
+        if not self.missing and not self.done.done():
+            self.done.set_result(self.outcomes)
+
+
+_UNANSWERED: Final = Unavailable("OVERLOADED", "not answered")
+
+
+class _Waiting(NamedTuple, Generic[U]):
     unit: U
-    done: asyncio.Future[Receipt]
+    submission: _Submission
+    place: int
 
 
 @dataclass(eq=False)
@@ -132,24 +167,41 @@ class _Lane(Generic[U]):
     waiting: deque[_Waiting[U]] = field(default_factory=deque)
     worker: asyncio.Task[None] | None = None
 
+    async def gather(self, began: float) -> None:
+        """Let units come in, with many writers; the last commit began at *began*, by the loop's clock."""
+        clock = asyncio.get_running_loop().time
+        known = 0
+        while clock() < began + GATHER_SECONDS and len(self.waiting) < ENOUGH_UNITS:
+            if known and len(self.waiting) == known:
+                break
+            known = len(self.waiting)
+            await asyncio.sleep(MOMENT_SECONDS)
+
     def take(self) -> list[_Waiting[U]]:
         """The next batch: waiting units in order, without those that conflict with an earlier one."""
         batch: list[_Waiting[U]] = []
         left: deque[_Waiting[U]] = deque()
+        asked: set[tuple[str, str, str]] = set()
         written: set[Hashable] = set()
         referred: set[Hashable] = set()
         size = 0
         while self.waiting:
             item = self.waiting.popleft()
-            if item.done.done():  # the caller went away
+            if item.submission.done.done():  # the caller went away
                 continue
             unit = item.unit
-            exclusive = unit.exclusive | {("request", unit.request_key)}
+            request, exclusive, shared = unit.request_key, unit.exclusive, unit.shared
             full = len(batch) >= MAX_BATCH_UNITS or (bool(batch) and size + unit.size > MAX_BATCH_BYTES)
-            conflict = not written.isdisjoint(exclusive | unit.shared) or not referred.isdisjoint(exclusive)
+            conflict = (
+                request in asked
+                or not written.isdisjoint(exclusive)
+                or not written.isdisjoint(shared)
+                or not referred.isdisjoint(exclusive)
+            )
             # A unit that has to wait still blocks its footprint: later units on the same names must not overtake it.
+            asked.add(request)
             written |= exclusive
-            referred |= unit.shared
+            referred |= shared
             if full or conflict:
                 left.append(item)
                 if full:
@@ -157,8 +209,7 @@ class _Lane(Generic[U]):
             else:
                 batch.append(item)
                 size += unit.size
-        left.extend(self.waiting)
-        self.waiting = left
+        self.waiting.extendleft(reversed(left))
         return batch
 
 
@@ -188,21 +239,28 @@ class Committer(Generic[U]):
             Error: the unit was refused, and changed nothing.
             Unavailable: nothing is known of the unit, or too many wait: repeat it with the same ``request_id``.
         """
-        return await self.submit(namespace, unit)
+        (outcome,) = await self.submit(namespace, unit)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-    def submit(self, namespace: Namespace, unit: U) -> asyncio.Future[Receipt]:
-        """Queue *unit* and return its outcome as a future. Units on the same names apply in the order of submission."""
-        if not unit.request_id:
-            unit.request_id = uuid.uuid4().hex
+    def submit(self, namespace: Namespace, *units: U) -> asyncio.Future[Outcomes]:
+        """Queue *units*, each for itself, and return what became of each, as ``commit`` returns or raises it.
+
+        Units on the same names apply in the order of submission. Raises ``Unavailable`` if too many wait.
+        """
         key = (namespace.id, namespace.epoch)
         lane = self._lanes.setdefault(key, _Lane(namespace))
-        if len(lane.waiting) >= MAX_WAITING_UNITS:
+        if len(lane.waiting) + len(units) > MAX_WAITING_UNITS:
             raise Unavailable("OVERLOADED", "too many writes wait in this namespace; retry")
-        done: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        lane.waiting.append(_Waiting(unit, done))
+        submission = _Submission(len(units))
+        for place, unit in enumerate(units):
+            if not unit.request_id:
+                unit.request_id = uuid.uuid4().hex
+            lane.waiting.append(_Waiting(unit, submission, place))
         if lane.worker is None:
             lane.worker = asyncio.create_task(self._work(key, lane))
-        return done
+        return submission.done
 
     async def drain(self) -> None:
         """Wait until everything that was submitted is answered."""
@@ -211,8 +269,12 @@ class Committer(Generic[U]):
 
     async def _work(self, key: tuple[str, str], lane: _Lane[U]) -> None:
         try:
+            clock = asyncio.get_running_loop().time
             while batch := lane.take():
+                began = clock()
                 await self._commit_or_bisect(lane.namespace, batch)
+                if len(batch) >= MANY_UNITS:
+                    await lane.gather(began)
         finally:
             lane.worker = None
             if not lane.waiting:
@@ -228,8 +290,7 @@ class Committer(Generic[U]):
                 await self._commit_or_bisect(namespace, batch[middle:])
                 return
             for item in batch:
-                if not item.done.done():
-                    item.done.set_exception(failure)
+                item.submission.answer(item.place, failure)
 
     async def _commit_through_reconnects(self, namespace: Namespace, batch: Sequence[_Waiting[U]]) -> None:
         deadline = asyncio.get_running_loop().time() + RECONNECT_SECONDS
@@ -262,36 +323,22 @@ class Committer(Generic[U]):
                 return await self._attempt(connection, namespace, batch)
             epoch, revision, commit_time = head_rows[0]
             known = {request.key: request for request in (AnsweredRequest(*row) for row in request_rows)}
-            outcome = _decide(
+            deciding = _Deciding(
                 self._ledger.open_round(namespace.id, units, rows),
-                units,
                 known,
                 Stamp(namespace.id, epoch, revision, commit_time),
             )
-            if outcome.answers:
-                statements = [
-                    *changelog.append(namespace.id, outcome.logged, outcome.answers),
-                    *outcome.round.writes(outcome.accepted),
-                    Statement("COMMIT"),
-                ]
-                await pipeline(connection, *statements)
-            else:
-                await connection.rollback()
+            await _write(connection, namespace.id, units, deciding)
         except BaseException:
             if not connection.closed:
                 await connection.rollback()
             raise
-        if outcome.logged:
-            head = Head(namespace.id, epoch, outcome.logged[-1].revision)
-            self._published(Commit(head, revision, [unit.body for unit in outcome.logged]))
-        decided = len(outcome.results)
-        for item, result in zip(batch[:decided], outcome.results, strict=True):
-            if item.done.done():
-                continue
-            if isinstance(result, Exception):
-                item.done.set_exception(result)
-            else:
-                item.done.set_result(result)
+        if deciding.logged:
+            head = Head(namespace.id, epoch, deciding.revision)
+            self._published(Commit(head, revision, deciding.logged))
+        decided = len(deciding.results)
+        for item, result in zip(batch[:decided], deciding.results, strict=True):
+            item.submission.answer(item.place, result)
         if decided < len(batch):
             await self._attempt(connection, namespace, batch[decided:])
 
@@ -308,13 +355,94 @@ class Committer(Generic[U]):
             raise Unavailable("OVERLOADED", "the namespace is being made anew; retry")
 
 
-@dataclass
-class _Outcome(Generic[U]):
-    round: Round[U]
-    logged: list[LoggedUnit] = field(default_factory=list)
-    answers: list[AnsweredRequest] = field(default_factory=list)
-    accepted: list[tuple[U, Stamp]] = field(default_factory=list)
-    results: list[Receipt | Exception] = field(default_factory=list)
+async def _write(connection: Connection, namespace: str, units: Sequence[U], deciding: _Deciding[U]) -> None:
+    """Decide *units*, write what they do, and commit; or roll back if they do nothing."""
+    writing: asyncio.Task[object] | None = None
+    try:
+        for begin in range(0, len(units), PART_UNITS):
+            statements = deciding.statements(namespace, units[begin : begin + PART_UNITS])
+            if writing is not None:
+                await writing
+                writing = None
+            if deciding.enough or begin + PART_UNITS >= len(units):
+                break
+            if statements:
+                writing = asyncio.create_task(pipeline(connection, *statements))
+                await asyncio.sleep(0)  # it is on its way while the next part is decided
+        if deciding.answered:
+            await pipeline(connection, *statements, Statement("COMMIT"))
+        else:
+            await connection.rollback()
+    finally:
+        if writing is not None:
+            await asyncio.wait([writing])
+
+
+class _Deciding(Generic[U]):
+    """Decides the units of one batch, in order and in parts, as far as one transaction is meant to go."""
+
+    def __init__(self, round_: Round[U], known: Mapping[tuple[str, str, str], AnsweredRequest], head: Stamp) -> None:
+        """*head* is the current revision, and the commit time of the next one."""
+        self._round = round_
+        self._known = known
+        self._head = head
+        self._commit_time = head.commit_time
+        self._logged_bytes = 0
+        self.revision = head.revision
+        self.logged: list[bytes] = []
+        self.answered = False
+        """Whether there is anything to commit."""
+        self.results: Outcomes = []
+
+    @property
+    def enough(self) -> bool:
+        # Sizes are estimates until a unit is decided: what it deletes is known only under the lock.
+        return self._logged_bytes > MAX_BATCH_BYTES
+
+    def statements(self, namespace: str, units: Sequence[U]) -> list[Statement]:
+        """Decide *units*; statements that write what they do."""
+        logged: list[LoggedUnit] = []
+        answers: list[AnsweredRequest] = []
+        accepted: list[tuple[U, Stamp]] = []
+        for unit in units:
+            if self.enough:
+                break
+            try:
+                self._decide(unit, logged, answers, accepted)
+            except Exception as failure:
+                if not isinstance(failure, Error):
+                    logger.exception("a unit could not be decided")
+                self.results.append(failure)
+        if not answers:
+            return []
+        self.answered = True
+        self.logged += [unit.body for unit in logged]
+        return [*changelog.append(namespace, logged, answers), *self._round.writes(accepted)]
+
+    def _decide(
+        self, unit: U, logged: list[LoggedUnit], answers: list[AnsweredRequest], accepted: list[tuple[U, Stamp]]
+    ) -> None:
+        head = self._head
+        if (answered := self._known.get(unit.request_key)) and not unit.validate_only:
+            self.results.append(_repeat(unit, answered, head.epoch))
+            return
+        stamp = Stamp(head.namespace, head.epoch, self.revision + 1, self._commit_time)
+        changes, answer, result = self._round.decide(unit, stamp)
+        encoded = None
+        if changes:
+            encoded = changelog.encode_unit(stamp.revision, stamp.commit_time, unit.actor, unit.request_id, changes)
+        if not unit.validate_only:
+            if encoded is not None:
+                logged.append(encoded)
+                accepted.append((unit, stamp))
+                self._logged_bytes += len(encoded.body)
+                self.revision += 1
+                self._commit_time += _TICK
+            answers.append(AnsweredRequest(*unit.request_key, unit.body_hash, self.revision, answer))
+        self.results.append(Receipt(self.revision, head.epoch, answer, result))
+
+
+_TICK: Final = timedelta(microseconds=1)
 
 
 def _is_passing(failure: Exception) -> bool:
@@ -326,49 +454,6 @@ def _is_passing(failure: Exception) -> bool:
         return True
     # Classes "connection exception" and "operator intervention", but for a statement that took too long.
     return state[:2] in ("08", "57") and not isinstance(failure, psycopg.errors.QueryCanceled)
-
-
-def _decide(
-    round_: Round[U], units: Sequence[U], known: dict[tuple[str, str, str], AnsweredRequest], head: Stamp
-) -> _Outcome[U]:
-    """Decide *units* in order, as far as one transaction is meant to go.
-
-    *head* is the current revision, and the commit time of the next one.
-    """
-    outcome: _Outcome[U] = _Outcome(round_)
-    revision, commit_time = head.revision, head.commit_time
-    logged_bytes = 0
-    for unit in units:
-        if logged_bytes > MAX_BATCH_BYTES:
-            break  # sizes are estimates until here: what a unit deletes is known only under the lock
-        try:
-            if (answered := known.get(unit.request_key)) and not unit.validate_only:
-                outcome.results.append(_repeat(unit, answered, head.epoch))
-                continue
-            stamp = Stamp(head.namespace, head.epoch, revision + 1, commit_time)
-            decision = round_.decide(unit, stamp)
-            encoded = None
-            if decision.changes:
-                encoded = changelog.encode_unit(
-                    stamp.revision, stamp.commit_time, unit.actor, unit.request_id, decision.changes
-                )
-        except Exception as failure:
-            if not isinstance(failure, Error):
-                logger.exception("a unit could not be decided")
-            outcome.results.append(failure)
-            continue
-        if unit.validate_only:
-            outcome.results.append(Receipt(revision, head.epoch, decision.answer, decision.result))
-            continue
-        if encoded:
-            outcome.logged.append(encoded)
-            outcome.accepted.append((unit, stamp))
-            logged_bytes += len(encoded.body)
-            revision += 1
-            commit_time += timedelta(microseconds=1)
-        outcome.answers.append(AnsweredRequest(*unit.request_key, unit.body_hash, revision, decision.answer))
-        outcome.results.append(Receipt(revision, head.epoch, decision.answer, decision.result))
-    return outcome
 
 
 def _repeat(unit: Unit, answered: AnsweredRequest, epoch: str) -> Receipt:

@@ -11,7 +11,7 @@ from strandline.stream.v1 import feed_pb2
 
 from services.runtime import changelog
 from services.runtime.call import Namespace
-from services.runtime.committer import Stamp
+from services.runtime.committer import Outcomes, Receipt, Stamp
 from services.runtime.database import Connection, Statement, pipeline
 from services.runtime.errors import Aborted, InvalidArgument
 
@@ -21,6 +21,11 @@ from .conftest import NAMESPACE, CellRound, Put, Replica, put
 async def log_of(replica: Replica, namespace: str = NAMESPACE.id) -> list[feed_pb2.Unit]:
     _, units = await changelog.read_units(replica.database, namespace, 0, 0, 3 * 2**20)
     return [feed_pb2.Unit.FromString(unit) for unit in units]
+
+
+def receipts_of(outcomes: Outcomes) -> list[Receipt]:
+    assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    return [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
 
 
 async def test_revisions_are_dense_and_times_rise_with_them(replica: Replica) -> None:
@@ -42,8 +47,7 @@ async def test_commits_are_announced_in_order_with_the_bytes_of_the_log(replica:
 
 
 async def test_writes_to_one_name_apply_in_the_order_of_submission(replica: Replica) -> None:
-    futures = [replica.committer.submit(NAMESPACE, put("c", n)) for n in range(1, 21)]
-    receipts = await asyncio.gather(*futures)
+    receipts = receipts_of(await replica.committer.submit(NAMESPACE, *(put("c", n) for n in range(1, 21))))
     assert [receipt.revision for receipt in receipts] == list(range(1, 21))
     assert [unit.changes[0].kind for unit in await log_of(replica)] == [changelog.CREATED] + [changelog.UPDATED] * 19
 
@@ -200,6 +204,6 @@ async def test_a_batch_is_cut_by_what_it_really_adds_to_the_log(
     units = [put(f"c{n}", n) for n in range(40)]
     for unit in units:
         unit.size = 1
-    receipts = await asyncio.gather(*(replica.committer.submit(NAMESPACE, unit) for unit in units))
+    receipts = receipts_of(await replica.committer.submit(NAMESPACE, *units))
     assert [receipt.revision for receipt in receipts] == list(range(1, 41))
     assert len(replica.announced) > 5
