@@ -120,23 +120,36 @@ class Client:
         *,
         preconditions: Iterable[entity_pb2.Precondition] = (),
         request_id: str = "",
+        confirm_operation_id: str = "",
     ) -> entity_service_pb2.TransactResponse:
-        """All *mutations* (at most 500) at one revision if all *preconditions* hold, or none."""
+        """All *mutations* (at most 500) at one revision if all *preconditions* hold, or none.
+
+        *confirm_operation_id* is what MASS_CHANGE_REFUSED named, to say that it is meant.
+        """
         request = entity_service_pb2.TransactRequest(
             parent=f"namespaces/{namespace}",
             mutations=mutations,
             preconditions=preconditions,
             request_id=request_id or new_request_id(),
+            confirm_operation_id=confirm_operation_id,
         )
         answer: entity_service_pb2.TransactResponse = await self._call(self._entities.Transact, request, namespace)
         return answer
 
     async def batch_write(
-        self, namespace: str, writes: Iterable[entity_pb2.Mutation], *, request_id: str = ""
+        self,
+        namespace: str,
+        writes: Iterable[entity_pb2.Mutation],
+        *,
+        request_id: str = "",
+        confirm_operation_id: str = "",
     ) -> entity_service_pb2.BatchWriteResponse:
         """Up to 500 independent *writes*; the i-th result is that of the i-th write."""
         request = entity_service_pb2.BatchWriteRequest(
-            parent=f"namespaces/{namespace}", writes=writes, request_id=request_id or new_request_id()
+            parent=f"namespaces/{namespace}",
+            writes=writes,
+            request_id=request_id or new_request_id(),
+            confirm_operation_id=confirm_operation_id,
         )
         answer: entity_service_pb2.BatchWriteResponse = await self._call(self._entities.BatchWrite, request, namespace)
         return answer

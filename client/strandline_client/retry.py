@@ -30,6 +30,13 @@ def new_request_id() -> str:
     return uuid.uuid4().hex
 
 
+def is_final(failure: ApiError) -> bool:
+    """Whether another try of the same request can change nothing."""
+    if failure.reason == "QUOTA_EXCEEDED":
+        return failure.metadata.get("quota") != "writes_per_second"  # only that one passes by waiting
+    return failure.code in FINAL_CODES
+
+
 class Backoff:
     """Growing pauses with jitter, until nothing has worked for *patience* seconds (None: for ever)."""
 
@@ -47,7 +54,7 @@ class Backoff:
     async def wait(self, failure: ApiError) -> None:
         """Pause before the next try; raise *failure* when it is final or the patience is at its end."""
         spent = time.monotonic() - self._began
-        if failure.code in FINAL_CODES or (self._patience is not None and spent > self._patience):
+        if is_final(failure) or (self._patience is not None and spent > self._patience):
             raise failure
         await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
         self._pause = min(self._pause * 2, self._longest)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Final
 
 from google.protobuf.message import Message
 from strandline.entity.v1 import entity_pb2
 from strandline.entity.v1 import entity_service_pb2 as pb
 
-from services.entity.calls import WriteRequest, answer_with, namespace_of_call, writing
+from services.entity.calls import WriteRequest, answer_with, limited, namespace_of_call, writing
 from services.entity.ledger import encode_answer
+from services.entity.limits import Confirmations, available_writes
 from services.entity.lists import Lister, Query
 from services.entity.masks import masked
 from services.entity.model import (
@@ -45,11 +47,14 @@ SERVICE: Final = "strandline.entity.v1.EntityService"
 class EntityHandlers:
     """The handlers of ``EntityService``. Responses are put together from stored bytes wherever that is possible."""
 
-    def __init__(self, writer: Writer, reader: Reader, lister: Lister, purger: Purger) -> None:
+    def __init__(
+        self, writer: Writer, reader: Reader, lister: Lister, purger: Purger, confirmations: Confirmations
+    ) -> None:
         self._writer = writer
         self._reader = reader
         self._lister = lister
         self._purger = purger
+        self._confirmations = confirmations
 
     async def create_entity(self, request: pb.CreateEntityRequest, call: Call) -> bytes:
         type_id = parse_type_name(request.parent, "parent")
@@ -73,7 +78,9 @@ class EntityHandlers:
             allow_missing=request.allow_missing,
             operations=request.operations,
         )
-        return await self._write(request, call, "UpdateEntity", mutation)
+        return await self._write(
+            request, call, "UpdateEntity", mutation, confirm_operation_id=request.confirm_operation_id
+        )
 
     async def delete_entity(self, request: pb.DeleteEntityRequest, call: Call) -> bytes:
         etag, by_if_match = call.expected_etag(request.etag)
@@ -87,7 +94,9 @@ class EntityHandlers:
             by_if_match=by_if_match,
             allow_missing=request.allow_missing,
         )
-        return await self._write(request, call, "DeleteEntity", mutation)
+        return await self._write(
+            request, call, "DeleteEntity", mutation, confirm_operation_id=request.confirm_operation_id
+        )
 
     async def undelete_entity(self, request: pb.UndeleteEntityRequest, call: Call) -> bytes:
         etag, by_if_match = call.expected_etag(request.etag)
@@ -109,9 +118,8 @@ class EntityHandlers:
         ]
         if not mutations and not preconditions:
             raise invalid_field("mutations", "there are neither mutations nor preconditions")
-        written = await self._writer.transact(
-            writing(request, call, "Transact"), mutations, preconditions, indexed=True
-        )
+        limits = limited(writing(request, call, "Transact"), self._confirmations, request.confirm_operation_id)
+        written = await self._writer.transact(limits, mutations, preconditions, indexed=True)
         call.position(written.revision, namespace.epoch)
         return encode_answer(written.outcomes) + wire.integer(2, written.revision) + wire.text(3, namespace.epoch)
 
@@ -121,7 +129,8 @@ class EntityHandlers:
             _parsed_or_refused(message, namespace.id, f"writes[{place}]")
             for place, message in enumerate(request.writes)
         ]
-        outcomes = await self._writer.batch(writing(request, call, "BatchWrite"), mutations)
+        limits = limited(writing(request, call, "BatchWrite"), self._confirmations, request.confirm_operation_id)
+        outcomes = await self._writer.batch(limits, mutations)
         revision = max((item.revision for item in outcomes if isinstance(item, Written)), default=0)
         if not revision:
             revision = (await self._reader.head(namespace)).revision
@@ -182,15 +191,45 @@ class EntityHandlers:
             + wire.text(4, page.head.epoch)
         )
 
+    async def get_usage(self, request: pb.GetUsageRequest, call: Call) -> pb.GetUsageResponse:
+        namespace = namespace_of_call(call)
+        if request.name != (name := f"namespaces/{namespace.id}/usage"):
+            raise invalid_field("name", "must be namespaces/{namespace}/usage")
+        head, rows, budget = await self._reader.usage(namespace, call.min_revision(request.min_revision))
+        call.position(head.revision, head.epoch)
+        quota = namespace.quota
+        usage = pb.Usage(
+            name=name,
+            max_entities=quota.max_entities,
+            max_bytes=quota.max_bytes,
+            max_writes_per_second=quota.max_writes_per_second,
+        )
+        for type_id, entities, size in rows:
+            if type_id:
+                usage.types.add(type=type_id, entities=entities, bytes=size)
+            else:
+                usage.entities, usage.bytes = entities, size
+        if quota.max_writes_per_second:
+            usage.available_writes = int(available_writes(quota, budget, datetime.now(UTC)))
+        return pb.GetUsageResponse(usage=usage, revision=head.revision, epoch=head.epoch)
+
     async def purge_namespace(self, request: pb.PurgeNamespaceRequest, call: Call) -> pb.PurgeNamespaceResponse:
         namespace_id = parse_namespace(f"namespaces/{request.namespace_id}", "namespace_id")
         return pb.PurgeNamespaceResponse(done=await self._purger.purge(namespace_id, request.epoch))
 
     async def _write(
-        self, request: WriteRequest, call: Call, method: str, mutation: Mutation, *, located: bool = False
+        self,
+        request: WriteRequest,
+        call: Call,
+        method: str,
+        mutation: Mutation,
+        *,
+        located: bool = False,
+        confirm_operation_id: str = "",
     ) -> bytes:
         namespace = namespace_of_call(call)
-        revision, outcome = await self._writer.write_one(writing(request, call, method), mutation)
+        limits = limited(writing(request, call, method), self._confirmations, confirm_operation_id)
+        revision, outcome = await self._writer.write_one(limits, mutation)
         if located:
             call.response_headers["location"] = f"/v1/{outcome.name}"
         return answer_with(call, outcome.message, revision, namespace.epoch)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
+from services.entity.limits import Confirmations, Limits
 from services.entity.writes import Writing
 from services.runtime import wire
 from services.runtime.call import Call, Namespace
@@ -31,6 +33,17 @@ def writing(request: WriteRequest, call: Call, method: str) -> Writing:
     """Who writes, and how a repetition is known."""
     request_id = call.request_id(request.request_id)
     return Writing(namespace_of_call(call), call.actor, method, request_id, request.validate_only)
+
+
+def limited(writing: Writing, confirmations: Confirmations, operation_id: str = "") -> Writing:
+    """*writing* under the namespace's quota and mass-change guard; *operation_id* may confirm a refused mass change.
+
+    Raises:
+        InvalidArgument: INVALID_FIELD, *operation_id* confirms nothing here.
+    """
+    namespace = writing.namespace
+    confirmed = confirmations.confirmed(namespace, writing.actor, operation_id)
+    return replace(writing, limits=Limits(namespace.quota, namespace.mass_change_guard, confirmed))
 
 
 def answer_with(call: Call, message: bytes, revision: int, epoch: str) -> bytes:

@@ -10,11 +10,13 @@ from services.entity import catalog, preconditions, store
 from services.entity.catalog import Catalog, missing_type
 from services.entity.content import CompiledType, Entry
 from services.entity.decisions import Effect, Outcome, Prepared, Stale, decide
-from services.entity.model import EntityKey, StoredEntity, etag_of
+from services.entity.limits import UNLIMITED, Confirmations, Counters, Delta, Limits
+from services.entity.model import EntityKey, StoredEntity, etag_of, last_changed_by
 from services.entity.preconditions import Precondition
 from services.entity.store import EntityRow
 from services.entity.type_changes import TypeChange, TypeRound
 from services.runtime import wire
+from services.runtime.changelog import DELETED, UPDATED
 from services.runtime.committer import Decision, Stamp, Unit
 from services.runtime.database import Row, Statement
 from services.runtime.errors import AlreadyExists, Error, InvalidArgument, NotFound
@@ -35,6 +37,7 @@ class Write(Unit):
     known: Mapping[str, CompiledType]
     unique: frozenset[Entry]
     preconditions: tuple[Precondition, ...] = ()
+    limits: Limits = UNLIMITED
     indexed: bool = False
     remembers_refusal: bool = False
 
@@ -47,8 +50,9 @@ _REFUSAL: Final = b"\x00"
 class EntityLedger:
     """Decides writes to entities, and changes of types."""
 
-    def __init__(self, types: Catalog) -> None:
+    def __init__(self, types: Catalog, confirmations: Confirmations) -> None:
         self._types = types
+        self._confirmations = confirmations
 
     def reads(self, namespace: str, units: Sequence[EntityUnit]) -> Sequence[Statement]:
         """See ``committer.Ledger``."""
@@ -57,6 +61,7 @@ class EntityLedger:
         if batch.keys:
             statements.append(catalog.select(namespace, batch.type_ids, batch.known))
             statements.append(store.select_entities(namespace, batch.keys))
+            statements += Counters.reads(namespace, list(batch.type_ids), batch.writes)
         if batch.unique:
             statements.append(store.select_holders(namespace, batch.unique))
         if batch.changes:
@@ -71,6 +76,7 @@ class EntityLedger:
         if batch.keys:
             round_.types = self._types.refresh(namespace, next(results), batch.known)
             round_.entities = dict(map(store.entity_of, next(results)))
+            round_.counters = Counters.of(namespace, self._confirmations, batch.writes, results)
         if batch.unique:
             for index_id, key, entity_id in next(results):
                 round_.holders.setdefault((index_id, key), set()).add(entity_id)
@@ -105,6 +111,7 @@ class EntityRound:
     types: Mapping[str, CompiledType] = field(default_factory=dict)
     entities: Mapping[EntityKey, StoredEntity] = field(default_factory=dict)
     holders: dict[Entry, set[str]] = field(default_factory=dict)
+    counters: Counters | None = None
     type_round: TypeRound | None = None
     _rows: dict[int, list[EntityRow]] = field(default_factory=dict)
 
@@ -123,6 +130,9 @@ class EntityRound:
                 raise
             refusal = encode_refusal(failure)
             return Decision((), refusal, refusal)
+        assert self.counters is not None
+        deltas = [delta for effect in effects if (delta := self._delta(effect, unit.actor)) is not None]
+        self.counters.count(unit, stamp.epoch, deltas, stamp.commit_time, stamp.revision)
         self._rows[id(unit)] = [effect.row for effect in effects if effect.row is not None]
         outcomes = [effect.outcome for effect in effects]
         return Decision(
@@ -133,6 +143,10 @@ class EntityRound:
         """See ``committer.Round``."""
         rows = [row for unit, _ in accepted for row in self._rows.get(id(unit), ())]
         statements = store.write_entities(self.namespace, rows) if rows else []
+        if rows:
+            assert self.counters is not None
+            writes = [unit for unit, _ in accepted if isinstance(unit, Write)]
+            statements += self.counters.statements(writes, accepted[-1][1].commit_time)
         if self.type_round is not None:
             statements += self.type_round.writes(unit for unit, _ in accepted if isinstance(unit, TypeChange))
         return statements
@@ -147,6 +161,24 @@ class EntityRound:
             if unit.indexed and not isinstance(failure, Stale):
                 name_mutation(failure, place)
             raise
+
+    def _delta(self, effect: Effect, actor: str) -> Delta | None:
+        """What an effect does to the counts."""
+        row, change = effect.row, effect.change
+        if row is None or change is None:
+            return None
+        current = self.entities.get(row.key)
+        if current is None:
+            return Delta(row.key.type, 1, len(row.message))
+        mine = current.revision if change.kind == UPDATED and last_changed_by(current.message, actor) else 0
+        return Delta(
+            row.key.type,
+            (row.delete_time is None) - current.live,
+            len(row.message) - len(current.message),
+            changed=change.kind in (UPDATED, DELETED),
+            deleted=change.kind == DELETED,
+            recount=mine,
+        )
 
     def _check_unique(self, unit: Write, effects: Sequence[Effect]) -> None:
         """Refuse a unit that leaves two live entities with one unique entry; within it, only the end counts."""

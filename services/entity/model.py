@@ -198,6 +198,11 @@ def encode_entity(
 _text_of_many = lru_cache(maxsize=2048)(wire.text)  # types and principals: few, and short
 
 
+def last_changed_by(message: bytes, actor: str) -> bool:
+    """Whether *actor* made the version that ``encode_entity`` serialized to *message*: it ends with who did."""
+    return message.endswith(wire.text(12, actor))
+
+
 def encode_type(namespace: str, type_: EntityType) -> bytes:
     """Serialize ``strandline.entity.v1.EntityType``."""
     return b"".join(

@@ -16,6 +16,9 @@ STEP_SECONDS: Final = 1.0
 ROWS_AT_ONCE: Final = 2000
 _PURGING: Final = "~"
 _TABLES: Final[tuple[LiteralString, ...]] = (
+    "mass_changes",
+    "write_budgets",
+    "usage",
     "index_jobs",
     "index_entries",
     "entities",

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from services.entity import store
+from services.entity import store, usage_store
 from services.entity.model import MAX_ANSWER_BYTES, EntityKey
+from services.entity.usage_store import Budget
 from services.runtime.call import MinRevision, Namespace
 from services.runtime.changelog import Head, head_of, select_head
 from services.runtime.database import Database, Row
@@ -82,6 +83,16 @@ class Reader:
         """Where the namespace's log is."""
         (rows,) = await self._database.read(namespace.id, select_head(namespace.id))
         return current_head(namespace, rows)
+
+    async def usage(self, namespace: Namespace, minimum: MinRevision) -> tuple[Head, list[Row], Budget | None]:
+        """The head, rows (type, live entities, bytes), '' for the namespace as a whole, and the write budget."""
+        head_rows, rows, budget_rows = await self._database.read(
+            namespace.id,
+            select_head(namespace.id),
+            usage_store.select_usage(namespace.id),
+            usage_store.select_budget(namespace.id),
+        )
+        return current_head(namespace, head_rows, minimum), rows, usage_store.budget_of(budget_rows)
 
     async def batch(self, namespace: Namespace, type_id: str, ids: Sequence[str]) -> Batch:
         """The live ones of *ids*, up to 3 MiB."""

@@ -12,6 +12,7 @@ from services.entity import api, type_api, upkeep
 from services.entity.catalog import Catalog
 from services.entity.index_builds import IndexBuilder
 from services.entity.ledger import EntityLedger
+from services.entity.limits import Confirmations
 from services.entity.lists import Lister
 from services.entity.purge import Purger
 from services.entity.reads import Reader
@@ -53,7 +54,8 @@ class EntityService:
         token_key = read_key(settings.secrets_dir, "page_token.key")
         self.database = Database(settings.database_url)
         types = Catalog(self.database)
-        self.committer = Committer(self.database, EntityLedger(types), bus.publish_commit)
+        confirmations = Confirmations(token_key)
+        self.committer = Committer(self.database, EntityLedger(types, confirmations), bus.publish_commit)
         self.builder = IndexBuilder(self.database)
         handlers: dict[str, object] = {
             api.SERVICE: api.EntityHandlers(
@@ -61,6 +63,7 @@ class EntityService:
                 Reader(self.database),
                 Lister(self.database, types, token_key),
                 Purger(self.database),
+                confirmations,
             ),
             type_api.SERVICE: type_api.TypeHandlers(self.database, self.committer, self.builder, token_key),
             log_service.NAME: log_service.LogHandlers(self.database, SnapshotReader(self.database)),

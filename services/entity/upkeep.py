@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from services.entity import usage_store
 from services.runtime import changelog
-from services.runtime.database import Database, Statement
+from services.runtime.database import Database, Statement, pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ async def forget_everywhere(database: Database) -> None:
     for (namespace,) in rows:
         try:
             await changelog.forget_requests(database, namespace)
+            await _forget_mass_changes(database, namespace)
         except Exception as failure:
             failed[namespace] = failure
     if failed:
@@ -42,4 +44,13 @@ async def forget_everywhere(database: Database) -> None:
             first,
             type(cause).__name__,
             cause,
+        )
+
+
+async def _forget_mass_changes(database: Database, namespace: str) -> None:
+    async with database.connection() as connection, connection.transaction():
+        await pipeline(
+            connection,
+            Statement("SELECT set_config('app.namespace', %s, true)", (namespace,)),
+            usage_store.forget_mass_changes(namespace),
         )

@@ -18,6 +18,7 @@ from services.entity.catalog import Catalog
 from services.entity.content import CompiledType, Entry
 from services.entity.decisions import Outcome, Prepared, Stale
 from services.entity.ledger import EntityUnit, Write, refusal_in
+from services.entity.limits import UNLIMITED, Limits
 from services.entity.model import EntityKey, StoredEntity, parse_entity_name
 from services.entity.mutations import Kind, Mutation, fingerprint
 from services.entity.preconditions import Precondition
@@ -39,6 +40,7 @@ class Writing:
     method: str
     request_id: str
     validate_only: bool = False
+    limits: Limits = UNLIMITED
     remembers_refusals: bool = False
     """Whether a write that is refused for its content is answered with that for as long as one that succeeded."""
 
@@ -229,6 +231,7 @@ def _unit(
         known={type_id: types[type_id] for type_id in type_ids if type_id in types},
         unique=unique,
         preconditions=tuple(preconditions),
+        limits=writing.limits,
         indexed=indexed,
         remembers_refusal=writing.remembers_refusals,
     )

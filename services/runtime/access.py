@@ -26,7 +26,7 @@ from strandline.user.v1 import (
 from services.runtime import bus as bus_module
 from services.runtime import changelog
 from services.runtime.bus import Bus
-from services.runtime.call import Namespace, Principal
+from services.runtime.call import Namespace, Principal, Quota
 from services.runtime.errors import NotFound, PermissionDenied, Unauthenticated, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,9 @@ class AccessCopy:
         namespace = None
         if answer.HasField("namespace"):
             guard = answer.namespace.mass_change_guard != answer.namespace.OFF
-            namespace = Namespace(namespace_id, answer.namespace.epoch, guard)
+            limits = answer.namespace.quota
+            quota = Quota(limits.max_entities, limits.max_bytes, limits.max_writes_per_second)
+            namespace = Namespace(namespace_id, answer.namespace.epoch, guard, quota)
         return _granted(namespace, answer.role, role)
 
     # Following `system`
@@ -230,7 +232,10 @@ class AccessCopy:
                 self._namespaces.pop(namespace_id, None)
             else:
                 guard = data["massChangeGuard"].string_value != "OFF"
-                self._namespaces[namespace_id] = Namespace(namespace_id, data["epoch"].string_value, guard)
+                limits = data["quota"].struct_value.fields
+                names = ("maxEntities", "maxBytes", "maxWritesPerSecond")
+                quota = Quota(*(int(limits[name].number_value) for name in names))
+                self._namespaces[namespace_id] = Namespace(namespace_id, data["epoch"].string_value, guard, quota)
             return namespace_id
         if entity.type == "membership":
             key = (data["namespace"].string_value, data["user"].string_value)

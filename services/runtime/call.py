@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from services.runtime.errors import FailedPrecondition, invalid_field
 
@@ -30,12 +31,25 @@ class Principal:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What a namespace may hold and take; 0 is no limit."""
+
+    max_entities: int = 0
+    max_bytes: int = 0
+    max_writes_per_second: int = 0
+
+
+NO_QUOTA: Final = Quota()
+
+
+@dataclass(frozen=True, slots=True)
 class Namespace:
     """One life of a namespace, as the access rules know it."""
 
     id: str
     epoch: str
     mass_change_guard: bool = True
+    quota: Quota = NO_QUOTA
 
 
 @dataclass(slots=True)

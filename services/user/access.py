@@ -30,7 +30,7 @@ class LocalAccess:
             raise NotFound("NOT_FOUND", "there is no such namespace, or you are not a member of it")
         if held < role:
             raise PermissionDenied("ROLE_INSUFFICIENT", "your role in the namespace does not allow this")
-        return Life(namespace.id, namespace.epoch, namespace.mass_change_guard)
+        return Life(namespace.id, namespace.epoch, namespace.mass_change_guard, namespace.quota)
 
     async def check_session(self, principal: Principal) -> None:
         """Raises ``Unauthenticated`` if the session was ended."""

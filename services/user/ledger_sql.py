@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
+from services.runtime.call import Quota
 from services.runtime.changelog import select_head
 from services.runtime.database import Row, Statement, packed_text
 from services.user.model import SYSTEM, EndReason, Member, Namespace, Role
@@ -19,7 +20,7 @@ NOBODY = "00000000-0000-0000-0000-000000000000"
 
 def namespace_of(row: Row) -> Namespace:
     """A row of a statement that reads namespaces."""
-    return Namespace(*row)
+    return Namespace(*row[:8], Quota(*row[8:]))  # type: ignore[call-arg]  # mypy lets the first star fill everything
 
 
 def member_of(row: Row) -> Member:
@@ -45,8 +46,9 @@ def act_for(namespaces: Collection[str] = (), user_id: str = "") -> Statement:
 def select_namespaces(ids: Collection[str]) -> Statement:
     """Those that exist, in any state."""
     return Statement(
-        """SELECT id, epoch, display_name, mass_change_guard, deleting, revision, create_time, update_time
-        FROM namespaces WHERE id = ANY(%s)""",
+        """SELECT n.id, n.epoch, n.display_name, n.mass_change_guard, n.deleting, n.revision, n.create_time,
+            n.update_time, n.max_entities, n.max_bytes, n.max_writes_per_second
+        FROM namespaces n WHERE id = ANY(%s)""",
         (packed_text(ids),),
     )
 
@@ -101,7 +103,7 @@ def list_namespaces(user_id: str, after: str, limit: int) -> Statement:
     """The living namespaces that a user is a member of, by id."""
     return Statement(
         """SELECT n.id, n.epoch, n.display_name, n.mass_change_guard, n.deleting, n.revision, n.create_time,
-            n.update_time
+            n.update_time, n.max_entities, n.max_bytes, n.max_writes_per_second
         FROM members m JOIN namespaces n ON n.id = m.namespace
         WHERE m.user_id = %s::uuid AND m.namespace > %s AND NOT n.deleting ORDER BY m.namespace LIMIT %s""",
         (user_id, after, limit),
@@ -122,7 +124,7 @@ def select_access(namespace: str, user_id: str) -> Statement:
     """Row (namespace columns, role or NULL); none if there is no such namespace."""
     return Statement(
         """SELECT n.id, n.epoch, n.display_name, n.mass_change_guard, n.deleting, n.revision, n.create_time,
-            n.update_time, m.role
+            n.update_time, n.max_entities, n.max_bytes, n.max_writes_per_second, m.role
         FROM namespaces n LEFT JOIN members m ON m.namespace = n.id AND m.user_id = %s::uuid WHERE n.id = %s""",
         (user_id, namespace),
     )
@@ -162,7 +164,7 @@ def insert_namespace(namespace: Namespace) -> Statement:
 def update_namespace(namespace: Namespace) -> Statement:
     return Statement(
         """UPDATE namespaces SET display_name = %s, mass_change_guard = %s, deleting = %s, revision = %s,
-            update_time = %s
+            update_time = %s, max_entities = %s, max_bytes = %s, max_writes_per_second = %s
         WHERE id = %s""",
         (
             namespace.display_name,
@@ -170,6 +172,9 @@ def update_namespace(namespace: Namespace) -> Statement:
             namespace.deleting,
             namespace.revision,
             namespace.update_time,
+            namespace.quota.max_entities,
+            namespace.quota.max_bytes,
+            namespace.quota.max_writes_per_second,
             namespace.id,
         ),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
 
+from services.runtime.call import NO_QUOTA, Quota
 from services.runtime.errors import invalid_field
 
 SYSTEM = "system"
@@ -44,6 +45,7 @@ class Namespace:
     revision: int
     create_time: datetime
     update_time: datetime
+    quota: Quota = NO_QUOTA
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,14 @@ def check_namespace_name(name: str, field: str) -> str:
     if collection != "namespaces" or not _NAMESPACE_ID.fullmatch(namespace_id):
         raise invalid_field(field, "must be namespaces/{namespace}")
     return namespace_id
+
+
+def check_quota_name(name: str, field: str) -> str:
+    """The namespace's id in ``namespaces/{namespace}/quota``."""
+    namespace, slash, rest = name.rpartition("/")
+    if not slash or rest != "quota":
+        raise invalid_field(field, "must be namespaces/{namespace}/quota")
+    return check_namespace_name(namespace, field)
 
 
 def check_member_name(name: str, field: str) -> tuple[str, str]:

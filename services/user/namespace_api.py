@@ -9,11 +9,11 @@ from typing import TypeVar
 from strandline.user.v1 import namespace_service_pb2 as pb
 from strandline.user.v1 import user_pb2
 
-from services.runtime.call import Call
+from services.runtime.call import Call, Quota
 from services.runtime.changelog import head_of
 from services.runtime.committer import Receipt
 from services.runtime.database import Database, Row, Statement
-from services.runtime.errors import InvalidArgument, NotFound, Violation, invalid_field
+from services.runtime.errors import InvalidArgument, NotFound, PermissionDenied, Violation, invalid_field
 from services.runtime.page_tokens import binding_of, open_token, page_size, seal
 from services.user import ledger_sql as sql
 from services.user.deletions import Deletions
@@ -25,9 +25,10 @@ from services.user.model import (
     check_member_name,
     check_namespace_id,
     check_namespace_name,
+    check_quota_name,
     check_user_id,
 )
-from services.user.namespace_writes import CreateNamespace, DeleteNamespace, UpdateNamespace
+from services.user.namespace_writes import CreateNamespace, DeleteNamespace, UpdateNamespace, UpdateQuota
 from services.user.render import member_message, namespace_message
 
 _NAMESPACE_FIELDS = {"displayName": "display_name", "massChangeGuard": "mass_change_guard"}
@@ -98,6 +99,23 @@ class NamespaceHandlers:
         return pb.UpdateNamespaceResponse(
             namespace=_namespace(receipt, call), revision=receipt.revision, epoch=receipt.epoch
         )
+
+    async def update_quota(self, request: pb.UpdateQuotaRequest, call: Call) -> pb.UpdateQuotaResponse:
+        if call.principal is None or not call.principal.is_administrator:
+            raise PermissionDenied("ROLE_INSUFFICIENT", "only an administrator of the platform sets quotas")
+        wanted = request.quota
+        receipt = await self._system.commit(
+            UpdateQuota(
+                actor=call.actor,
+                method="UpdateQuota",
+                request_id=call.request_id(request.request_id),
+                validate_only=request.validate_only,
+                namespace_id=check_quota_name(wanted.name, "quota.name"),
+                quota=Quota(wanted.max_entities, wanted.max_bytes, wanted.max_writes_per_second),
+            )
+        )
+        quota = _namespace(receipt, call).quota
+        return pb.UpdateQuotaResponse(quota=quota, revision=receipt.revision, epoch=receipt.epoch)
 
     async def delete_namespace(self, request: pb.DeleteNamespaceRequest, call: Call) -> pb.DeleteNamespaceResponse:
         etag, by_header = call.expected_etag(request.etag)

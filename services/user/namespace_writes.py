@@ -7,11 +7,12 @@ once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
+from services.runtime.call import Quota
 from services.runtime.changelog import Change
 from services.runtime.committer import Stamp
-from services.runtime.errors import AlreadyExists
+from services.runtime.errors import AlreadyExists, NotFound
 from services.user import ledger_sql as sql
 from services.user import records
 from services.user.ledger import Facts, Plan, SystemUnit, body_hash, check_etag
@@ -116,6 +117,25 @@ class UpdateNamespace(_ExistingNamespace):
         if wanted == held:
             return Plan(answer=namespace_message(held).SerializeToString())
         return self.change(facts, stamp, wanted, "namespace_updated")
+
+
+@dataclass(kw_only=True, eq=False)
+class UpdateQuota(_ExistingNamespace):
+    """New limits, set by an administrator of the platform, who need not be a member."""
+
+    quota: Quota
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.body_hash = body_hash(self.namespace_id, astuple(self.quota))
+
+    def decide(self, facts: Facts, stamp: Stamp) -> Plan:
+        held = facts.namespaces.get(self.namespace_id)
+        if held is None or held.deleting:
+            raise NotFound("NOT_FOUND", "there is no such namespace")
+        if self.quota == held.quota:
+            return Plan(answer=namespace_message(held).SerializeToString())
+        return self.change(facts, stamp, replace(held, quota=self.quota), "quota_updated")
 
 
 @dataclass(kw_only=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 from strandline.entity.v1.entity_pb2 import Entity
 
+from services.runtime.call import NO_QUOTA
 from services.runtime.changelog import CREATED, DELETED, UPDATED, Change
 from services.runtime.committer import Stamp
 from services.runtime.ids import uuid7
@@ -39,11 +40,18 @@ def user_data() -> dict[str, Any]:
 
 
 def namespace_data(namespace: Namespace) -> dict[str, Any]:
-    return {
+    data: dict[str, Any] = {
         "epoch": namespace.epoch,
         "state": "DELETING" if namespace.deleting else "ACTIVE",
         "massChangeGuard": "ON" if namespace.mass_change_guard else "OFF",
     }
+    if namespace.quota != NO_QUOTA:
+        data["quota"] = {
+            "maxEntities": namespace.quota.max_entities,
+            "maxBytes": namespace.quota.max_bytes,
+            "maxWritesPerSecond": namespace.quota.max_writes_per_second,
+        }
+    return data
 
 
 def membership_data(member: Member) -> dict[str, Any]:

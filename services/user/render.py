@@ -16,10 +16,22 @@ def namespace_message(namespace: Namespace) -> pb.Namespace:
         epoch=namespace.epoch,
         state=pb.Namespace.DELETING if namespace.deleting else pb.Namespace.ACTIVE,
         etag=etag(namespace.revision),
+        quota=quota_message(namespace),
     )
     message.create_time.FromDatetime(namespace.create_time)
     message.update_time.FromDatetime(namespace.update_time)
     return message
+
+
+def quota_message(namespace: Namespace) -> pb.Quota:
+    """What an administrator has set for *namespace*."""
+    quota = namespace.quota
+    return pb.Quota(
+        name=f"namespaces/{namespace.id}/quota",
+        max_entities=quota.max_entities,
+        max_bytes=quota.max_bytes,
+        max_writes_per_second=quota.max_writes_per_second,
+    )
 
 
 def member_message(member: Member) -> pb.Member:

@@ -110,6 +110,10 @@ namespaces = Table(
     Column("revision", BigInteger, nullable=False),
     _moment("create_time"),
     _moment("update_time"),
+    *(
+        Column(name, BigInteger, nullable=False, server_default=text("0"))
+        for name in ("max_entities", "max_bytes", "max_writes_per_second")
+    ),
 )
 Index("namespaces_deleting_idx", namespaces.c.id, postgresql_where=namespaces.c.deleting)
 

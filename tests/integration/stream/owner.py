@@ -19,6 +19,7 @@ from strandline.user.v1 import namespace_service_pb2, user_pb2
 
 from services.entity.catalog import Catalog
 from services.entity.ledger import EntityLedger, EntityUnit
+from services.entity.limits import Confirmations
 from services.entity.model import EntityKey, EntityType, entity_name
 from services.entity.mutations import EVERYTHING, Kind, Mutation, replacement
 from services.entity.snapshots import SnapshotReader
@@ -99,7 +100,8 @@ class Owner:
         self.answers = asyncio.Event()  # clear it: the owner hangs, but for what concerns `system`
         self.answers.set()
         types = Catalog(self.database)
-        self._committer: Committer[EntityUnit] = Committer(self.database, EntityLedger(types), self._announce)
+        ledger = EntityLedger(types, Confirmations(bytes(32)))
+        self._committer: Committer[EntityUnit] = Committer(self.database, ledger, self._announce)
         self._writer = Writer(self.database, types, self._committer)
         self._server: grpc.aio.Server | None = None
 

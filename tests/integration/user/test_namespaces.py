@@ -431,3 +431,55 @@ async def test_a_snapshot_of_another_life_or_of_the_future_is_refused(user: Runn
     ):
         request = log_service_pb2.ReadSnapshotRequest(namespace_id="system", epoch=epoch, revision=revision)
         assert reason_of(await refusal(user.log.ReadSnapshot(request))) == reason
+
+
+async def administrator(user: Running) -> Person:
+    """Somebody whose tokens carry the scope ``admin``."""
+    person = await user.person("root")
+    await user.execute("UPDATE users SET administrator = true WHERE id = %s", person.user_id)
+    await user.sign_in(person)
+    return person
+
+
+async def set_quota(user: Running, actor: Person, name: str, **limits: int) -> pb.UpdateQuotaResponse:
+    request = pb.UpdateQuotaRequest(quota=user_pb2.Quota(name=f"{name}/quota", **limits))
+    answer: pb.UpdateQuotaResponse = await user.namespaces.UpdateQuota(request, metadata=actor.credentials)
+    return answer
+
+
+async def test_an_administrator_sets_a_quota_and_everybody_learns_of_it(user: Running) -> None:
+    ann, root = await user.person(), await administrator(user)
+    made = (await create(user, ann)).namespace
+    answer = await set_quota(user, root, made.name, max_entities=10, max_writes_per_second=5)
+    quota = user_pb2.Quota(name=f"{made.name}/quota", max_entities=10, max_writes_per_second=5)
+    assert answer.quota == quota
+    assert (await get(user, ann, made.name)).quota == quota
+    (change,) = (await unit_at(user, answer.revision)).changes
+    limits = change.entity.data.fields["quota"].struct_value.fields
+    assert {name: value.number_value for name, value in limits.items()} == {
+        "maxEntities": 10,
+        "maxBytes": 0,
+        "maxWritesPerSecond": 5,
+    }
+    checked = await user.access.CheckAccess(
+        pb.CheckAccessRequest(namespace_id=made.name.split("/")[1], user_id=ann.user_id)
+    )
+    assert checked.namespace.quota == quota
+    assert (
+        await set_quota(user, root, made.name, max_entities=10, max_writes_per_second=5)
+    ).revision == answer.revision
+    await set_quota(user, root, made.name)
+    assert (await get(user, ann, made.name)).quota == user_pb2.Quota(name=f"{made.name}/quota")
+
+
+async def test_nobody_else_sets_a_quota_not_even_the_owner(user: Running) -> None:
+    ann, root = await user.person(), await administrator(user)
+    made = (await create(user, ann)).namespace
+    for name in (made.name, "namespaces/nowhere"):
+        refused = await refusal(set_quota(user, ann, name, max_entities=1))
+        assert (refused.code(), reason_of(refused)) == (grpc.StatusCode.PERMISSION_DENIED, "ROLE_INSUFFICIENT")
+    assert reason_of(await refusal(set_quota(user, root, "namespaces/nowhere", max_entities=1))) == "NOT_FOUND"
+    assert reason_of(await refusal(set_quota(user, root, made.name, max_entities=-1))) == "INVALID_FIELD"
+    request = pb.UpdateQuotaRequest(quota=user_pb2.Quota(name=made.name))
+    refused = await refusal(user.namespaces.UpdateQuota(request, metadata=root.credentials))
+    assert reason_of(refused) == "INVALID_FIELD"

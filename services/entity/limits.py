@@ -1,0 +1,280 @@
+"""What a namespace may hold and how much of it one principal may change at once, counted under the lock.
+
+Quotas bound live entities, bytes and writes per second of a namespace. The mass-change guard refuses the unit that
+would take what a principal has changed of a type within ten minutes (an import: altogether) above a fifth of the
+type, and above 1,000 entities, until the caller repeats it with the operation id that the refusal names. An entity that
+a principal changes again and again counts once, a delete always; creating counts nothing.
+
+Counts are no footprints: units are checked in the order of their arrival, each after what the ones before it add.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, NamedTuple, Protocol
+
+from services.entity import usage_store
+from services.entity.usage_store import IMPORT, Budget, Changed, Scope
+from services.runtime.call import NO_QUOTA, Namespace, Quota
+from services.runtime.database import Row, Statement
+from services.runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, invalid_field
+from services.runtime.page_tokens import binding_of, open_token, seal
+
+GUARD_FLOOR: Final = 1000
+"""Entities of a type that one principal may always change within the window."""
+GUARD_SHARE: Final = 0.2
+"""The share of a type beyond which more must be confirmed."""
+CONFIRM_SECONDS: Final = 600
+"""How long an operation id confirms."""
+WRITE_BURST: Final = 500
+"""Writes that may come at once whatever the quota per second: one unit."""
+_NONE: Final = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What applies to one unit. ``confirmed`` are the types whose mass change its caller has confirmed."""
+
+    quota: Quota = NO_QUOTA
+    guard: bool = False
+    confirmed: frozenset[str] = frozenset()
+    import_id: str = ""
+
+
+UNLIMITED: Final = Limits()
+
+
+class Delta(NamedTuple):
+    """What one entity's change does to the counts; *recount*: revision at which the actor had changed it last, or 0."""
+
+    type: str
+    entities: int
+    bytes: int
+    changed: bool = False
+    deleted: bool = False
+    recount: int = 0
+
+
+class LimitedUnit(Protocol):
+    """The part of a unit that counts."""
+
+    @property
+    def actor(self) -> str: ...
+    @property
+    def limits(self) -> Limits: ...
+
+
+class Confirmations:
+    """Operation ids: sealed, so that no state is kept for what was refused."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def issue(self, namespace: str, epoch: str, actor: str, types: Iterable[str]) -> str:
+        """An id that confirms mass changes of *types* by *actor* for ten minutes."""
+        payload = f"{int(time.time())} {' '.join(sorted(types))}"
+        return seal(self._key, _binding(namespace, epoch, actor), payload.encode())
+
+    def confirmed(self, namespace: Namespace, actor: str, operation_id: str) -> frozenset[str]:
+        """The types that *operation_id* confirms; none if it is empty.
+
+        Raises:
+            InvalidArgument: INVALID_FIELD, it was not issued to this caller for this namespace, or is too old.
+        """
+        if not operation_id:
+            return frozenset()
+        try:
+            payload = open_token(self._key, _binding(namespace.id, namespace.epoch, actor), operation_id).decode()
+        except InvalidArgument:
+            raise _not_confirming() from None
+        issued, *types = payload.split(" ")
+        if time.time() - int(issued) > CONFIRM_SECONDS:
+            raise _not_confirming()
+        return frozenset(types)
+
+
+def _binding(namespace: str, epoch: str, actor: str) -> bytes:
+    return binding_of("mass change", namespace, epoch, actor)
+
+
+def _not_confirming() -> InvalidArgument:
+    return invalid_field(
+        "confirm_operation_id", "was not given to you for this namespace in the last 10 minutes; repeat without it"
+    )
+
+
+def available_writes(quota: Quota, budget: Budget | None, moment: datetime) -> float:
+    """How many writes may come at *moment* at once."""
+    capacity = float(max(quota.max_writes_per_second, WRITE_BURST))
+    if budget is None:
+        return capacity
+    elapsed = max(0.0, (moment - budget.update_time).total_seconds())
+    return min(capacity, budget.tokens + elapsed * quota.max_writes_per_second)
+
+
+@dataclass
+class Counters:
+    """The counts of one batch: as they were read, and as the units before this one leave them."""
+
+    namespace: str
+    confirmations: Confirmations
+    usage: dict[str, tuple[int, int]]
+    """By type, and under '' for the namespace: live entities, and bytes of all that are kept."""
+    changes: dict[Scope, Changed]
+    budget: Budget | None
+    _deltas: dict[int, Sequence[Delta]] = field(default_factory=dict)
+    _counts: dict[int, Mapping[Scope, Changed]] = field(default_factory=dict)
+
+    @staticmethod
+    def reads(namespace: str, types: Sequence[str], units: Sequence[LimitedUnit]) -> list[Statement]:
+        """What counting *units* on *types* needs: the rows that ``of`` takes."""
+        statements = [usage_store.select_counts(namespace, types)]
+        if scopes := {(type_, scope) for unit in units for type_ in types for scope in _scopes(unit)}:
+            statements.append(usage_store.select_mass_changes(namespace, sorted(scopes)))
+        if any(unit.limits.quota.max_writes_per_second for unit in units):
+            statements.append(usage_store.select_budget(namespace))
+        return statements
+
+    @classmethod
+    def of(
+        cls,
+        namespace: str,
+        confirmations: Confirmations,
+        units: Sequence[LimitedUnit],
+        rows: Iterable[list[Row]],
+    ) -> Counters:
+        """The counts in the rows of ``reads``."""
+        results = iter(rows)
+        usage = {type_: (live, stored) for type_, live, stored in next(results)}
+        changes: dict[Scope, Changed] = {}
+        if any(unit.limits.guard for unit in units):
+            changes = {(type_, scope): Changed(*counts) for type_, scope, *counts in next(results)}
+        budget = None
+        if any(unit.limits.quota.max_writes_per_second for unit in units):
+            budget = usage_store.budget_of(next(results))
+        return cls(namespace, confirmations, usage, changes, budget)
+
+    def count(self, unit: LimitedUnit, epoch: str, deltas: Sequence[Delta], moment: datetime, revision: int) -> None:
+        """Add what *unit* does.
+
+        Raises:
+            ResourceExhausted: QUOTA_EXCEEDED.
+            FailedPrecondition: MASS_CHANGE_REFUSED.
+        """
+        quota = unit.limits.quota
+        if quota.max_entities or quota.max_bytes:
+            self._check_size(quota, deltas)
+        budget = self._spent(quota, len(deltas), moment) if quota.max_writes_per_second else self.budget
+        if unit.limits.guard:
+            counted = self._counted(unit, deltas, revision)
+            self._check_guard(unit, epoch, counted)
+            for scope, more in counted.items():
+                self.changes[scope] = _sum(self.changes.get(scope, Changed()), more)
+            self._counts[id(unit)] = counted
+        for delta in deltas:
+            live, size = self.usage.get(delta.type, _NONE)
+            self.usage[delta.type] = (live + delta.entities, size + delta.bytes)
+            live, size = self.usage.get("", _NONE)
+            self.usage[""] = (live + delta.entities, size + delta.bytes)
+        self.budget = budget
+        self._deltas[id(unit)] = deltas
+
+    def statements(self, accepted: Iterable[LimitedUnit], moment: datetime) -> list[Statement]:
+        """What the *accepted* units leave to be stored."""
+        usage: dict[str, tuple[int, int]] = {}
+        changes: dict[Scope, Changed] = {}
+        for unit in accepted:
+            for type_, entities, size, *_ in self._deltas.get(id(unit), ()):
+                live, stored = usage.get(type_, _NONE)
+                usage[type_] = (live + entities, stored + size)
+            for scope, counts in self._counts.get(id(unit), {}).items():
+                changes[scope] = _sum(changes.get(scope, Changed()), counts)
+        statements = []
+        if usage:
+            usage[""] = (sum(live for live, _ in usage.values()), sum(stored for _, stored in usage.values()))
+            statements.append(usage_store.add_usage(self.namespace, usage))
+        if changes:
+            statements.append(usage_store.add_mass_changes(self.namespace, int(moment.timestamp() // 60), changes))
+        if self.budget is not None:
+            statements.append(usage_store.put_budget(self.namespace, self.budget))
+        return statements
+
+    def _check_size(self, quota: Quota, deltas: Sequence[Delta]) -> None:
+        live, stored = self.usage.get("", _NONE)
+        for name, used, growth, limit in (
+            ("entities", live, sum(delta.entities for delta in deltas), quota.max_entities),
+            ("bytes", stored, sum(delta.bytes for delta in deltas), quota.max_bytes),
+        ):
+            if limit and growth > 0 and used + growth > limit:
+                raise ResourceExhausted(
+                    "QUOTA_EXCEEDED",
+                    f"the namespace may hold {limit} {name}, it holds {used}, and this adds {growth}",
+                    quota=name,
+                    limit=str(limit),
+                    used=str(used),
+                )
+
+    def _spent(self, quota: Quota, writes: int, moment: datetime) -> Budget:
+        rate = quota.max_writes_per_second
+        tokens = available_writes(quota, self.budget, moment)
+        if tokens < min(writes, max(rate, WRITE_BURST)):
+            raise ResourceExhausted(
+                "QUOTA_EXCEEDED",
+                f"the namespace may take {rate} writes per second",
+                quota="writes_per_second",
+                limit=str(rate),
+                used=str(rate),
+                retry_after=str(math.ceil((writes - tokens) / rate)),
+            )
+        return Budget(tokens - writes, moment)
+
+    def _counted(self, unit: LimitedUnit, deltas: Sequence[Delta], revision: int) -> dict[Scope, Changed]:
+        """What *deltas* add to each scope of *unit*."""
+        counted: dict[Scope, Changed] = {}
+        for delta in deltas:
+            if not delta.changed:
+                continue
+            for principal in _scopes(unit):
+                scope = (delta.type, principal)
+                if not delta.deleted and delta.recount >= self.changes.get(scope, Changed()).since:
+                    continue  # changed by them before, within the window
+                counted[scope] = _sum(counted.get(scope, Changed()), Changed(1, int(delta.deleted), revision))
+        return counted
+
+    def _check_guard(self, unit: LimitedUnit, epoch: str, counted: Mapping[Scope, Changed]) -> None:
+        exceeded: dict[str, tuple[int, int]] = {}
+        for scope, more in counted.items():
+            before = self.changes.get(scope, Changed())
+            live = self.usage.get(scope[0], _NONE)[0]
+            limit = max(GUARD_FLOOR, int(GUARD_SHARE * (live + before.deleted)))
+            if before.changed + more.changed > limit and scope[0] not in unit.limits.confirmed:
+                exceeded[scope[0]] = (before.changed + more.changed, limit)
+        if exceeded:
+            type_, (changed, limit) = next(iter(exceeded.items()))
+            live = self.usage.get(type_, _NONE)[0]
+            raise FailedPrecondition(
+                "MASS_CHANGE_REFUSED",
+                f"this would be {changed} entities of {type_} changed within {usage_store.WINDOW_MINUTES} minutes, at "
+                f"most {limit} may be without confirmation; {live} are there. Repeat it with confirm_operation_id if "
+                "you mean it",
+                operation_id=self.confirmations.issue(
+                    self.namespace, epoch, unit.actor, {*exceeded, *unit.limits.confirmed}
+                ),
+                type=type_,
+                changed=str(changed),
+                limit=str(limit),
+            )
+
+
+def _scopes(unit: LimitedUnit) -> Sequence[str]:
+    if not unit.limits.guard:
+        return ()
+    return (unit.actor, IMPORT + unit.limits.import_id) if unit.limits.import_id else (unit.actor,)
+
+
+def _sum(before: Changed, more: Changed) -> Changed:
+    return Changed(before.changed + more.changed, before.deleted + more.deleted, min(before.since, more.since))
