@@ -6,8 +6,8 @@ from alembic import op
 
 from services.runtime.changelog import row_security
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 STATEMENTS = (
     # Live entities and bytes of all entities by type; under the type '' of the whole namespace.
