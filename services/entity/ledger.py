@@ -76,7 +76,7 @@ class EntityLedger:
         if batch.keys:
             round_.types = self._types.refresh(namespace, next(results), batch.known)
             round_.entities = dict(map(store.entity_of, next(results)))
-            round_.counters = Counters.of(namespace, self._confirmations, batch.writes, results)
+            round_.counters = Counters.of(namespace, self._confirmations, list(batch.type_ids), batch.writes, results)
         if batch.unique:
             for index_id, key, entity_id in next(results):
                 round_.holders.setdefault((index_id, key), set()).add(entity_id)

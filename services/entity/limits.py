@@ -133,8 +133,8 @@ class Counters:
     def reads(namespace: str, types: Sequence[str], units: Sequence[LimitedUnit]) -> list[Statement]:
         """What counting *units* on *types* needs: the rows that ``of`` takes."""
         statements = [usage_store.select_counts(namespace, types)]
-        if scopes := {(type_, scope) for unit in units for type_ in types for scope in _scopes(unit)}:
-            statements.append(usage_store.select_mass_changes(namespace, sorted(scopes)))
+        if scopes := _all_scopes(types, units):
+            statements.append(usage_store.select_mass_changes(namespace, scopes))
         if any(unit.limits.quota.max_writes_per_second for unit in units):
             statements.append(usage_store.select_budget(namespace))
         return statements
@@ -144,14 +144,15 @@ class Counters:
         cls,
         namespace: str,
         confirmations: Confirmations,
+        types: Sequence[str],
         units: Sequence[LimitedUnit],
         rows: Iterable[list[Row]],
     ) -> Counters:
-        """The counts in the rows of ``reads``."""
+        """The counts in the *rows* of ``reads`` for *types* and *units*."""
         results = iter(rows)
         usage = {type_: (live, stored) for type_, live, stored in next(results)}
         changes: dict[Scope, Changed] = {}
-        if any(unit.limits.guard for unit in units):
+        if _all_scopes(types, units):
             changes = {(type_, scope): Changed(*counts) for type_, scope, *counts in next(results)}
         budget = None
         if any(unit.limits.quota.max_writes_per_second for unit in units):
@@ -274,6 +275,10 @@ def _scopes(unit: LimitedUnit) -> Sequence[str]:
     if not unit.limits.guard:
         return ()
     return (unit.actor, IMPORT + unit.limits.import_id) if unit.limits.import_id else (unit.actor,)
+
+
+def _all_scopes(types: Sequence[str], units: Sequence[LimitedUnit]) -> list[Scope]:
+    return sorted({(type_, scope) for unit in units for type_ in types for scope in _scopes(unit)})
 
 
 def _sum(before: Changed, more: Changed) -> Changed:
