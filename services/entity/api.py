@@ -26,9 +26,11 @@ from services.entity.mutations import (
     Kind,
     Mutation,
     creation,
+    given_expiry,
     only_operates,
     parse_mask,
     parse_mutation,
+    parse_update_mask,
     replacement,
 )
 from services.entity.preconditions import parse_precondition
@@ -61,22 +63,26 @@ class EntityHandlers:
         entity_id = check_entity_id(request.entity_id, "entity_id") if request.entity_id else uuid7()
         key, named = EntityKey(type_id, entity_id), bool(request.entity_id)
         name = entity_name(namespace_of_call(call).id, key)
-        mutation = creation(name, key, _data(request.entity), "entity.data", named=named)
+        expiry = given_expiry(request.entity, "entity")
+        mutation = creation(name, key, _data(request.entity), "entity.data", named=named, expiry=expiry)
         return await self._write(request, call, "CreateEntity", mutation, located=True)
 
     async def update_entity(self, request: pb.UpdateEntityRequest, call: Call) -> bytes:
         namespace = namespace_of_call(call)
         etag, by_if_match = call.expected_etag(request.etag)
+        mask = parse_update_mask(request.update_mask, "update_mask")
+        operates = only_operates(request, request.entity.HasField("data"))
         mutation = replacement(
             request.entity.name,
             parse_entity_name(request.entity.name, namespace.id, "entity.name"),
-            {} if only_operates(request, request.entity.HasField("data")) else _data(request.entity),
+            _data(request.entity) if mask.takes_content and not operates else {},
             "entity.data",
-            mask=parse_mask(request.update_mask, "update_mask"),
+            mask=mask.paths,
             etag=etag or request.entity.etag,
             by_if_match=by_if_match,
             allow_missing=request.allow_missing,
             operations=request.operations,
+            expiry=given_expiry(request.entity, "entity", masked=mask.takes_expiry),
         )
         return await self._write(
             request, call, "UpdateEntity", mutation, confirm_operation_id=request.confirm_operation_id

@@ -13,12 +13,13 @@ from services.entity.model import StoredEntity, encode_entity, etag_of
 from services.entity.mutations import Kind, Mutation
 from services.entity.store import EntityRow
 from services.runtime import wire
-from services.runtime.changelog import CREATED, DELETED, UNDELETED, UPDATED, Change
+from services.runtime.changelog import CREATED, DELETED, EXPIRED, UNDELETED, UPDATED, Change
 from services.runtime.committer import Stamp
-from services.runtime.errors import Aborted, AlreadyExists, Error, NotFound
+from services.runtime.errors import Aborted, AlreadyExists, Error, NotFound, invalid_field
 from services.runtime.ids import uuid7
 from services.runtime.wire import JsonObject
 
+_REMOVALS: Final = (DELETED, EXPIRED)
 _NO_ENTRIES: Final[frozenset[Entry]] = frozenset()
 
 
@@ -48,7 +49,13 @@ class Made(IntEnum):
     UNDELETED = 5
 
 
-_MADE: Final = {CREATED: Made.CREATED, UPDATED: Made.UPDATED, DELETED: Made.DELETED, UNDELETED: Made.UNDELETED}
+_MADE: Final = {
+    CREATED: Made.CREATED,
+    UPDATED: Made.UPDATED,
+    DELETED: Made.DELETED,
+    UNDELETED: Made.UNDELETED,
+    EXPIRED: Made.DELETED,
+}
 
 
 class Outcome(NamedTuple):
@@ -84,6 +91,8 @@ def decide(prepared: Prepared, current: StoredEntity | None, type_: CompiledType
     """
     mutation = prepared.mutation
     name = mutation.name
+    if mutation.kind == Kind.EXPIRE and not _is_due(current, stamp):
+        return Effect(Outcome(name))  # meanwhile deleted, or given more time
     stored = current.data if current is not None else {}
     step = _Step(prepared, name, current, stored, type_, actor, stamp)
     if mutation.kind == Kind.CREATE:
@@ -100,7 +109,9 @@ def decide(prepared: Prepared, current: StoredEntity | None, type_: CompiledType
         _check_etag(mutation, None)
         return step.create()
     _check_etag(mutation, current)
-    return step.delete(current) if mutation.kind == Kind.DELETE else step.update(current)
+    if mutation.kind == Kind.UPDATE:
+        return step.update(current)
+    return step.delete(current, EXPIRED if mutation.kind == Kind.EXPIRE else DELETED)
 
 
 @dataclass(slots=True)
@@ -118,34 +129,47 @@ class _Step:
         content = mutation.applied(None)
         rendered = self._render(content, canonical(content) if mutation.operations else mutation.json)
         # A deleted entity gives its name away: this is a new life, with nothing before it.
-        return self._store(CREATED, rendered, uuid7(), self.stamp.commit_time, self.actor, previous=b"")
+        return self._store(
+            CREATED,
+            rendered,
+            uuid7(),
+            self.stamp.commit_time,
+            self.actor,
+            expire_time=self._expire_time(None),
+            previous=b"",
+        )
 
     def update(self, current: StoredEntity) -> Effect:
         mutation = self.prepared.mutation
         data = mutation.applied(self.stored)
         json = mutation.json if mutation.replaces else canonical(data)
-        if json == canonical(self.stored):
+        expire_time = self._expire_time(current.expire_time)
+        if json == canonical(self.stored) and expire_time == current.expire_time:
             return Effect(Outcome(self.name, current.revision, current.message))
         rendered = self._render(data, json)
-        return self._store(
-            UPDATED, rendered, current.uid, current.create_time, current.created_by, previous=current.message
-        )
+        return self._replace(UPDATED, rendered, current, expire_time)
 
-    def delete(self, current: StoredEntity) -> Effect:
+    def delete(self, current: StoredEntity, kind: int) -> Effect:
         entries = self.type.stored_entries(self.stored)
         rendered = Rendered(self.type.generation, current.json.encode(), wire.encode_struct(self.stored), entries, ())
-        return self._store(
-            DELETED, rendered, current.uid, current.create_time, current.created_by, previous=current.message
-        )
+        return self._replace(kind, rendered, current, current.expire_time)
 
     def undelete(self, current: StoredEntity) -> Effect:
         if current.live:
             raise AlreadyExists("ALREADY_EXISTS", f"{self.name} is not deleted", name=self.name)
         _check_etag(self.prepared.mutation, current)
         rendered = self._render(self.stored, canonical(self.stored))
-        return self._store(
-            UNDELETED, rendered, current.uid, current.create_time, current.created_by, previous=current.message
-        )
+        # It lives again, so a time that has passed means nothing any more.
+        passed = current.expire_time is not None and current.expire_time <= self.stamp.commit_time
+        return self._replace(UNDELETED, rendered, current, None if passed else current.expire_time)
+
+    def _expire_time(self, current: datetime | None) -> datetime | None:
+        expiry = self.prepared.mutation.expiry
+        if expiry is None:
+            return current
+        if expiry.time is not None and expiry.time <= self.stamp.commit_time and expiry.time != current:
+            raise invalid_field(expiry.field, "must lie in the future")
+        return expiry.time
 
     def _render(self, data: JsonObject, json: bytes) -> Rendered:
         prepared = self.prepared
@@ -156,11 +180,30 @@ class _Step:
                 raise prepared.failure
         return self.type.render(data, json, prepared.mutation.field)
 
+    def _replace(self, kind: int, rendered: Rendered, current: StoredEntity, expire_time: datetime | None) -> Effect:
+        return self._store(
+            kind,
+            rendered,
+            current.uid,
+            current.create_time,
+            current.created_by,
+            expire_time=expire_time,
+            previous=current.message,
+        )
+
     def _store(
-        self, kind: int, rendered: Rendered, uid: str, create_time: datetime, created_by: str, *, previous: bytes
+        self,
+        kind: int,
+        rendered: Rendered,
+        uid: str,
+        create_time: datetime,
+        created_by: str,
+        *,
+        expire_time: datetime | None,
+        previous: bytes,
     ) -> Effect:
         stamp, key = self.stamp, self.prepared.mutation.key
-        delete_time = stamp.commit_time if kind == DELETED else None
+        delete_time = stamp.commit_time if kind in _REMOVALS else None
         message = encode_entity(
             self.name,
             key.type,
@@ -170,6 +213,7 @@ class _Step:
             create_time=create_time,
             update_time=stamp.commit_time,
             delete_time=delete_time,
+            expire_time=expire_time,
             created_by=created_by,
             updated_by=self.actor,
         )
@@ -180,9 +224,11 @@ class _Step:
             stamp.revision,
             create_time,
             delete_time,
+            expire_time,
             created_by,
             rendered.json,
             message,
+            self._due() != (expire_time if delete_time is None else None),
             removed,
             added,
         )
@@ -190,8 +236,12 @@ class _Step:
             Outcome(self.name, stamp.revision, message, _MADE[kind]),
             Change(kind, key.type, key.id, message, previous),
             row,
-            () if kind == DELETED else rendered.unique,
+            () if kind in _REMOVALS else rendered.unique,
         )
+
+    def _due(self) -> datetime | None:
+        """When the entity as it is stored will expire."""
+        return self.current.expire_time if self.current is not None and self.current.live else None
 
     def _moved(
         self, entries: frozenset[Entry], *, deleted: bool
@@ -206,6 +256,12 @@ class _Step:
             [(was_deleted, entry) for entry in stored - kept],
             [(deleted, entry) for entry in entries - kept],
         )
+
+
+def _is_due(current: StoredEntity | None, stamp: Stamp) -> bool:
+    if current is None or not current.live or current.expire_time is None:
+        return False
+    return current.expire_time <= stamp.commit_time
 
 
 def _existing(current: StoredEntity | None, name: str) -> StoredEntity:

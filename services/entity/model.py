@@ -85,6 +85,7 @@ class StoredEntity:
     revision: int
     create_time: datetime
     delete_time: datetime | None
+    expire_time: datetime | None
     created_by: str
     json: str
     message: bytes
@@ -155,6 +156,7 @@ def encode_entity(
     create_time: datetime,
     update_time: datetime,
     delete_time: datetime | None,
+    expire_time: datetime | None,
     created_by: str,
     updated_by: str,
 ) -> bytes:
@@ -182,6 +184,7 @@ def encode_entity(
             created,
             updated,
             wire.timestamp(9, delete_time) if delete_time is not None else b"",
+            wire.timestamp(10, expire_time) if expire_time is not None else b"",
             _text_of_many(11, created_by),
             _text_of_many(12, updated_by),
         )

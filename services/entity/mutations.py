@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
@@ -36,6 +37,14 @@ class Kind(IntEnum):
     UPDATE = 2
     DELETE = 3
     UNDELETE = 4
+    EXPIRE = 5
+
+
+class Expiry(NamedTuple):
+    """When an entity is to expire; None: never. ``field`` is where a caller wrote it."""
+
+    time: datetime | None
+    field: str
 
 
 class Mutation(NamedTuple):
@@ -59,6 +68,8 @@ class Mutation(NamedTuple):
     named: bool = True
     """Whether the caller chose the name; otherwise it is no part of the request's identity."""
     operations: tuple[FieldOperation, ...] = ()
+    expiry: Expiry | None = None
+    """None: what it is stays as it is."""
 
     @property
     def replaces(self) -> bool:
@@ -91,11 +102,12 @@ def parse_mutation(message: entity_pb2.Mutation, namespace: str, field: str) -> 
         field = f"{field}.create"
         content, field_of_content = _content(create, field)
         key = parse_entity_name(create.name, namespace, f"{field}.name")
-        return creation(create.name, key, content, field_of_content)
+        return creation(create.name, key, content, field_of_content, expiry=given_expiry(create, field))
     if operation == "update":
         update = message.update
         field = f"{field}.update"
-        if only_operates(update, update.WhichOneof("content") is not None):
+        mask = parse_update_mask(update.update_mask, f"{field}.update_mask")
+        if not mask.takes_content or only_operates(update, update.WhichOneof("content") is not None):
             content, field_of_content = {}, field
         else:
             content, field_of_content = _content(update, field)
@@ -104,11 +116,12 @@ def parse_mutation(message: entity_pb2.Mutation, namespace: str, field: str) -> 
             parse_entity_name(update.name, namespace, f"{field}.name"),
             content,
             field_of_content,
-            mask=parse_mask(update.update_mask, f"{field}.update_mask"),
+            mask=mask.paths,
             etag=update.etag,
             allow_missing=update.allow_missing,
             operations=update.operations,
             field_of_operations=f"{field}.operations",
+            expiry=given_expiry(update, field, masked=mask.takes_expiry),
         )
     if operation == "delete":
         delete = message.delete
@@ -120,9 +133,11 @@ def parse_mutation(message: entity_pb2.Mutation, namespace: str, field: str) -> 
     raise invalid_field(field, "must say create, update, delete or undelete")
 
 
-def creation(name: str, key: EntityKey, content: JsonObject, field: str, *, named: bool = True) -> Mutation:
+def creation(
+    name: str, key: EntityKey, content: JsonObject, field: str, *, named: bool = True, expiry: Expiry | None = None
+) -> Mutation:
     """Make a new entity of *content*."""
-    return Mutation(Kind.CREATE, name, key, field, content, canonical(content), named=named)
+    return Mutation(Kind.CREATE, name, key, field, content, canonical(content), named=named, expiry=expiry)
 
 
 def replacement(
@@ -137,15 +152,26 @@ def replacement(
     allow_missing: bool = False,
     operations: Sequence[entity_pb2.FieldOperation] = (),
     field_of_operations: str = "operations",
+    expiry: Expiry | None = None,
 ) -> Mutation:
     """Take the paths of *mask* from *content* (no mask: its top-level keys), then apply *operations*."""
-    mutation = Mutation(
-        Kind.UPDATE, name, key, field, content, canonical(content), mask, etag, by_if_match, allow_missing
+    parsed: tuple[FieldOperation, ...] = ()
+    if operations:
+        parsed = parse_operations(operations, mask or [(key,) for key in content], field_of_operations)
+    return Mutation(
+        Kind.UPDATE,
+        name,
+        key,
+        field,
+        content,
+        canonical(content),
+        mask,
+        etag,
+        by_if_match,
+        allow_missing,
+        operations=parsed,
+        expiry=expiry,
     )
-    if not operations:
-        return mutation
-    taken = mask or [(key,) for key in content]
-    return mutation._replace(operations=parse_operations(operations, taken, field_of_operations))
 
 
 def only_operates(update: entity_pb2.UpdateMutation | entity_service_pb2.UpdateEntityRequest, content: bool) -> bool:
@@ -179,6 +205,40 @@ def parse_mask(mask: Sequence[str], field: str) -> tuple[Path, ...]:
     return tuple(parse_path(text, field=field) for text in mask)
 
 
+class UpdateMask(NamedTuple):
+    """What an update takes: the *paths* inside ``data``, anything of the content at all, the expiry even if absent."""
+
+    paths: tuple[Path, ...]
+    takes_content: bool = True
+    takes_expiry: bool = False
+
+
+def parse_update_mask(mask: Sequence[str], field: str) -> UpdateMask:
+    """*mask* as ``parse_mask`` reads it, which may hold ``expire_time`` too.
+
+    Raises:
+        InvalidArgument: ``INVALID_FIELD`` for *field*.
+    """
+    inside = [text for text in mask if text != "expire_time"]
+    paths = parse_mask(inside, field)
+    return UpdateMask(paths, bool(inside) or not mask, "*" in mask or len(inside) < len(mask))
+
+
+def given_expiry(message: Any, field: str, *, masked: bool = False) -> Expiry | None:
+    """The ``expire_time`` of *message*, which stands at *field*; when it is absent: never if *masked*, else None.
+
+    Raises:
+        InvalidArgument: ``INVALID_FIELD``, it is no time.
+    """
+    field = f"{field}.expire_time"
+    if not message.HasField("expire_time"):
+        return Expiry(None, field) if masked else None
+    try:
+        return Expiry(message.expire_time.ToDatetime(tzinfo=UTC), field)
+    except (ValueError, OverflowError):
+        raise invalid_field(field, "is no time between the years 1 and 9999") from None
+
+
 def fingerprint(mutations: Sequence[Mutation], preconditions: Sequence[Precondition] = ()) -> bytes:
     """16 bytes that are equal for requests that ask for the same: names, operations and values, not wire bytes."""
     digest = hashlib.blake2b(digest_size=16)
@@ -189,6 +249,8 @@ def fingerprint(mutations: Sequence[Mutation], preconditions: Sequence[Precondit
         digest.update(mutation.json)
         for path, operator, operand, _ in mutation.operations:
             digest.update(repr((path, operator.value, canonical(operand))).encode())
+        if mutation.expiry is not None:
+            digest.update(str(mutation.expiry.time).encode())
     for condition in preconditions:
         digest.update(repr((condition.name, condition.exists, condition.etag, condition.filter)).encode())
     return digest.digest()

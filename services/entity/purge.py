@@ -19,6 +19,7 @@ _TABLES: Final[tuple[LiteralString, ...]] = (
     "mass_changes",
     "write_budgets",
     "usage",
+    "expirations",
     "index_jobs",
     "index_entries",
     "entities",

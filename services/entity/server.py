@@ -10,6 +10,7 @@ from typing import Self
 
 from services.entity import api, type_api, upkeep
 from services.entity.catalog import Catalog
+from services.entity.expiry import Expirer
 from services.entity.index_builds import IndexBuilder
 from services.entity.ledger import EntityLedger
 from services.entity.limits import Confirmations
@@ -57,9 +58,11 @@ class EntityService:
         confirmations = Confirmations(token_key)
         self.committer = Committer(self.database, EntityLedger(types, confirmations), bus.publish_commit)
         self.builder = IndexBuilder(self.database)
+        writer = Writer(self.database, types, self.committer)
+        self.expirer = Expirer(self.database, writer)
         handlers: dict[str, object] = {
             api.SERVICE: api.EntityHandlers(
-                Writer(self.database, types, self.committer),
+                writer,
                 Reader(self.database),
                 Lister(self.database, types, token_key),
                 Purger(self.database),
@@ -75,11 +78,15 @@ class EntityService:
     async def run(self) -> None:
         """Serve until told to stop; then answer what was submitted."""
         self.builder.start()
-        forgetting = asyncio.create_task(upkeep.forget(self.database))
+        background = [
+            asyncio.create_task(upkeep.forget(self.database)),
+            asyncio.create_task(self.expirer.run()),
+        ]
         try:
             await self.server.run()
         finally:
-            forgetting.cancel()
+            for task in background:
+                task.cancel()
             await self.builder.stop()
             await self.committer.drain()
             await self.database.close()

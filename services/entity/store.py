@@ -25,16 +25,21 @@ from services.runtime.database import (
 
 
 class EntityRow(NamedTuple):
-    """An entity as it will be stored, and the index entries (deleted, entry) that it leaves and takes."""
+    """An entity as it will be stored, and the index entries (deleted, entry) that it leaves and takes.
+
+    ``due_moved``: the moment at which it is to expire while it lives (or never) is another one than before.
+    """
 
     key: EntityKey
     uid: str
     revision: int
     create_time: datetime
     delete_time: datetime | None
+    expire_time: datetime | None
     created_by: str
     json: bytes
     message: bytes
+    due_moved: bool
     removed: Collection[tuple[bool, Entry]]
     added: Collection[tuple[bool, Entry]]
 
@@ -43,7 +48,8 @@ def select_entities(namespace: str, keys: Sequence[EntityKey]) -> Statement:
     """Rows for ``entity_of`` of those of *keys* that exist, deleted ones too."""
     types, ids = zip(*keys, strict=True)
     return Statement(
-        """SELECT e.type, e.id, e.uid, e.revision, e.create_time, e.delete_time, e.created_by, e.data::text, e.message
+        """SELECT e.type, e.id, e.uid, e.revision, e.create_time, e.delete_time, e.expire_time, e.created_by,
+            e.data::text, e.message
         FROM unnest(%s::text[], %s::text[]) AS k (type, id)
         CROSS JOIN LATERAL (SELECT * FROM entities WHERE namespace = %s AND type = k.type AND id = k.id LIMIT 1) e""",
         (packed_text(types), packed_text(ids), namespace),
@@ -69,13 +75,14 @@ def write_entities(namespace: str, rows: Sequence[EntityRow]) -> list[Statement]
     """Statements that store *rows*, all of different entities, and move their index entries."""
     statements = [
         Statement(
-            """INSERT INTO entities (namespace, type, id, uid, revision, create_time, delete_time, created_by, data,
-                message)
+            """INSERT INTO entities (namespace, type, id, uid, revision, create_time, delete_time, expire_time,
+                created_by, data, message)
             SELECT %s, * FROM unnest(%s::text[], %s::text[], %s::text[], %s::int8[], %s::timestamptz[],
-                %s::timestamptz[], %s::text[], %s::jsonb[], %s::bytea[])
+                %s::timestamptz[], %s::timestamptz[], %s::text[], %s::jsonb[], %s::bytea[])
             ON CONFLICT (namespace, type, id) DO UPDATE SET uid = excluded.uid, revision = excluded.revision,
                 create_time = excluded.create_time, delete_time = excluded.delete_time,
-                created_by = excluded.created_by, data = excluded.data, message = excluded.message""",
+                expire_time = excluded.expire_time, created_by = excluded.created_by, data = excluded.data,
+                message = excluded.message""",
             (
                 namespace,
                 packed_text(row.key.type for row in rows),
@@ -84,6 +91,7 @@ def write_entities(namespace: str, rows: Sequence[EntityRow]) -> list[Statement]
                 packed_int8(row.revision for row in rows),
                 packed_timestamptz(row.create_time for row in rows),
                 packed_timestamptz(row.delete_time for row in rows),
+                packed_timestamptz(row.expire_time for row in rows),
                 packed_text(row.created_by for row in rows),
                 packed_jsonb(row.json for row in rows),
                 packed_bytea(row.message for row in rows),
@@ -106,6 +114,44 @@ def write_entities(namespace: str, rows: Sequence[EntityRow]) -> list[Statement]
     added = sorted((index_id, dead, key, row.key.id) for row in rows for dead, (index_id, key) in row.added)
     if added:
         statements.append(insert_entries(namespace, added))
+    if moved := [row for row in rows if row.due_moved]:
+        statements += _move_expirations(namespace, moved)
+    return statements
+
+
+def _move_expirations(namespace: str, rows: Sequence[EntityRow]) -> list[Statement]:
+    """Statements after which exactly those of *rows* that live and will expire are waited for."""
+    mortal = [row for row in rows if row.delete_time is None and row.expire_time is not None]
+    others = [row for row in rows if row.delete_time is not None or row.expire_time is None]
+    statements = []
+    if others:
+        statements.append(
+            Statement(
+                """DELETE FROM expirations WHERE ctid = ANY(ARRAY(
+                    SELECT e.ctid FROM unnest(%s::text[], %s::text[]) AS k (type, id)
+                    CROSS JOIN LATERAL (SELECT ctid FROM expirations
+                        WHERE namespace = %s AND type = k.type AND id = k.id LIMIT 1) e))""",
+                (
+                    packed_text(row.key.type for row in others),
+                    packed_text(row.key.id for row in others),
+                    namespace,
+                ),
+            )
+        )
+    if mortal:
+        statements.append(
+            Statement(
+                """INSERT INTO expirations (namespace, type, id, due_time)
+                SELECT %s, * FROM unnest(%s::text[], %s::text[], %s::timestamptz[])
+                ON CONFLICT (namespace, type, id) DO UPDATE SET due_time = excluded.due_time, attempts = 0""",
+                (
+                    namespace,
+                    packed_text(row.key.type for row in mortal),
+                    packed_text(row.key.id for row in mortal),
+                    packed_timestamptz(row.expire_time for row in mortal),
+                ),
+            )
+        )
     return statements
 
 

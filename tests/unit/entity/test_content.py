@@ -87,6 +87,7 @@ def test_an_encoded_entity_is_what_its_proto_says() -> None:
         revision=5,
         create_time=NOW,
         update_time=NOW,
+        expire_time=NOW,
         delete_time=NOW,
         created_by="ann",
         updated_by="bob",
@@ -100,7 +101,7 @@ def test_an_encoded_entity_is_what_its_proto_says() -> None:
         5,
     )
     assert entity.create_time.ToDatetime(UTC) == entity.update_time.ToDatetime(UTC) == NOW
-    assert entity.delete_time.ToDatetime(UTC) == NOW
+    assert entity.delete_time.ToDatetime(UTC) == entity.expire_time.ToDatetime(UTC) == NOW
     assert (entity.created_by, entity.updated_by) == ("ann", "bob")
     assert entity.SerializeToString(deterministic=True) == raw
 
