@@ -15,7 +15,7 @@ from services.runtime.database import Database, Statement, pipeline
 STEP_SECONDS: Final = 1.0
 ROWS_AT_ONCE: Final = 2000
 _PURGING: Final = "~"
-_TABLES: Final[tuple[LiteralString, ...]] = (
+TABLES: Final[tuple[LiteralString, ...]] = (
     "mass_changes",
     "write_budgets",
     "usage",
@@ -45,7 +45,7 @@ class Purger:
         deadline = time.monotonic() + STEP_SECONDS
         if not await self._take_out_of_use(namespace, epoch):
             return True
-        for table in _TABLES:
+        for table in TABLES:
             delete = Statement(_DELETE.replace("a_table", table), (namespace, ROWS_AT_ONCE))
             while await self._in_transaction(namespace, delete):
                 if time.monotonic() > deadline:

@@ -128,7 +128,7 @@ async def test_a_purge_leaves_nothing_and_a_new_life_begins_at_one(
         await each.declare(indexes=[{"fields": ["data.n"]}])
         await each.batch(*(each.creating(f"b{n}", {"n": n}) for n in range(250)), request_id="r")
     assert await purge_all(replica, shore.namespace) > 5
-    for table in purge._TABLES:
+    for table in purge.TABLES:
         query = "SELECT count(*) FROM a_table WHERE namespace = %s".replace("a_table", table)
         assert await replica.deployment.rows(query, shore.namespace.id) == [(0,)], table
     assert len(await neighbour.list_ids(order_by="data.n")) == 250
