@@ -8,8 +8,8 @@ concatenation sorts field by field, and a descending field is its bytes inverted
 - string: UTF-8 with 0x00 written 0x01 0x01 and 0x01 written 0x01 0x02, closed by 0x00.
 - an object, or an array in a field that is no array field, counts as missing: no comparison that an index serves can
   match it, and the entity must be in the index all the same.
-- an array field gives one entry per distinct scalar element, so that ``:`` finds the entity by each; what is not an
-  array, or has no scalar element, gives one entry as missing (null: as null) and is found by no ``:``.
+- an array field gives one entry per distinct value that ``:`` finds the entity by (``paths.elements``); when there is
+  none, one entry as missing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from services.runtime.errors import invalid_field
 from services.runtime.filters.ast import Path
-from services.runtime.filters.paths import PATH_PATTERN, lookup, parse_path, render_path
+from services.runtime.filters.folding import fold
+from services.runtime.filters.paths import PATH_PATTERN, elements, lookup, parse_path, render_path
 
 MAX_STRING: Final = 1024
 """UTF-8 bytes of an indexed string."""
@@ -49,7 +50,9 @@ _DOUBLE: Final = struct.Struct(">d")
 _BITS: Final = struct.Struct(">Q")
 _SIGN: Final = 1 << 63
 _ALL: Final = (1 << 64) - 1
-_FIELD: Final = re.compile(rf"\s*({PATH_PATTERN})(\s+desc)?\s*", re.DOTALL)
+_FIELD: Final = re.compile(
+    rf"\s*(?:(?P<plain>{PATH_PATTERN})|lower\(\s*(?P<folded>{PATH_PATTERN})\s*\))(?P<desc>\s+desc)?\s*", re.DOTALL
+)
 _ITEM: Final = re.compile(r"((?:[^,`]|`(?:[^`\\]|\\.)*`)*),", re.DOTALL)
 _NOTHING: Final = object()
 
@@ -61,9 +64,17 @@ class IndexField:
     path: Path
     descending: bool = False
     array: bool = False
+    folded: bool = False
+    """Text is in the key as ``fold`` gives it."""
 
     def __str__(self) -> str:
-        return render_path(self.path) + (" desc" if self.descending else "")
+        name = render_path(self.path)
+        return (f"lower({name})" if self.folded else name) + (" desc" if self.descending else "")
+
+    @property
+    def values(self) -> tuple[Path, bool]:
+        """What the field is a component of: the same values, folded or not, whatever the direction."""
+        return self.path, self.folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +86,10 @@ class IndexSpec:
 
 
 def parse_index_field(text: str, *, array: bool = False, field: str = "indexes") -> IndexField:
-    """Return the field that *text* (``data.population desc``) names.
+    """Return the field that *text* (``data.population desc``, ``lower(data.name)``) names.
 
     Args:
-        text: a path and, for descending order, ``desc``.
+        text: a path, in ``lower()`` to be folded, and, for descending order, ``desc``.
         array: whether the type's schema declares an array there.
         field: the request's field that *text* came from, for the error.
 
@@ -87,28 +98,34 @@ def parse_index_field(text: str, *, array: bool = False, field: str = "indexes")
     """
     match = _FIELD.fullmatch(text)
     if match is None:
-        raise invalid_field(field, f"expected data.<name> or data.<name> desc, found {text[:100]!r}")
-    return IndexField(parse_path(match[1], field=field), match[2] is not None, array)
+        raise invalid_field(field, f"expected data.<name>, lower(data.<name>) or one with desc, found {text[:100]!r}")
+    path = parse_path(match["plain"] or match["folded"], field=field)
+    return IndexField(path, match["desc"] is not None, array, match["folded"] is not None)
 
 
 def parse_index(
     fields: Sequence[str], *, unique: bool = False, field_types: Mapping[Path, frozenset[str]] | None = None
 ) -> IndexSpec:
-    """Return the index that a type declares; a field is an array field when the schema allows an array there.
+    """Return the index that a type declares; an array field is one where or before which the schema allows an array.
 
     Raises:
         InvalidArgument: ``INVALID_FIELD``: no field, too many, one twice, or more than one array.
     """
     types = field_types or {}
-    parsed = [parse_index_field(text) for text in fields]
-    spec = tuple(IndexField(one.path, one.descending, "array" in types.get(one.path, ())) for one in parsed)
+    spec = tuple(replace(one, array=_leads_to_array(one.path, types)) for one in map(parse_index_field, fields))
     if not 1 <= len(spec) <= MAX_FIELDS:
         raise invalid_field("indexes", f"an index has 1 to {MAX_FIELDS} fields")
-    if len({one.path for one in spec}) < len(spec):
+    if len({one.values for one in spec}) < len(spec):
         raise invalid_field("indexes", "an index names a field once")
+    if any(one.array and one.folded for one in spec):
+        raise invalid_field("indexes", "lower() is for text, not for an array")
     if sum(one.array for one in spec) > 1:
         raise invalid_field("indexes", "an index has at most one array field")
     return IndexSpec(spec, unique)
+
+
+def _leads_to_array(path: Path, field_types: Mapping[Path, frozenset[str]]) -> bool:
+    return any("array" in field_types.get(path[:length], ()) for length in range(1, len(path) + 1))
 
 
 def parse_order_by(text: str) -> tuple[IndexField, ...]:
@@ -129,7 +146,7 @@ def parse_order_by(text: str) -> tuple[IndexField, ...]:
             raise invalid_field("order_by", f"a quoted key is not closed in {rest[:100]!r}")
         fields.append(parse_index_field(item[1], field="order_by"))
         rest = rest[item.end() :]
-    if len(fields) > MAX_FIELDS or len({one.path for one in fields}) < len(fields):
+    if len(fields) > MAX_FIELDS or len({one.values for one in fields}) < len(fields):
         raise invalid_field("order_by", f"at most {MAX_FIELDS} fields, each once")
     return tuple(fields)
 
@@ -146,15 +163,17 @@ def entry_keys(spec: IndexSpec, data: Mapping[str, Any]) -> list[bytes]:
     """
     keys = [b""]
     for field in spec.fields:
+        if field.array:
+            keys = [key + component for key in keys for component in _elements(field, data)]
+            continue
         path = field.path
         value = data.get(path[0], _NOTHING) if len(path) == 1 else lookup(data, path, _NOTHING)
-        if field.array:
-            keys = [key + component for key in keys for component in _elements(field, value)]
-        else:
-            component = encode(value)
-            if len(component) > MAX_STRING:
-                _check_length(field, value)
-            keys = [key + (component.translate(_INVERT) if field.descending else component) for key in keys]
+        if field.folded and type(value) is str:
+            value = fold(value)
+        component = encode(value)
+        if len(component) > MAX_STRING:
+            _check_length(field, value)
+        keys = [key + (component.translate(_INVERT) if field.descending else component) for key in keys]
     for key in keys:
         if len(key) > MAX_KEY:
             names = ", ".join(map(str, spec.fields))
@@ -206,14 +225,10 @@ def successor(prefix: bytes) -> bytes | None:
     return kept[:-1] + bytes([kept[-1] + 1]) if kept else None
 
 
-def _elements(field: IndexField, value: Any) -> list[bytes]:
-    if not isinstance(value, list):
-        return [_directed(field, NULL if value is None else MISSING)]
+def _elements(field: IndexField, data: Mapping[str, Any]) -> list[bytes]:
     components: dict[bytes, None] = {}
-    for element in value:
+    for element in elements(data, field.path):
         component = encode(element)
-        if component == MISSING:  # an object or an array inside the array
-            continue
         if len(component) > MAX_STRING:
             _check_length(field, element)
         components[_directed(field, component)] = None
@@ -226,7 +241,7 @@ def _directed(field: IndexField, component: bytes) -> bytes:
     return component.translate(_INVERT) if field.descending else component
 
 
-def _check_length(field: IndexField, value: str) -> None:
+def _check_length(field: IndexField, value: Any) -> None:
     # Escapes make a component longer than its text, so only the text decides.
     if len(value.encode()) > MAX_STRING:
         raise invalid_field(render_path(field.path), f"an indexed string has at most {MAX_STRING} bytes of UTF-8")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
-from services.entity.index_keys import encode, invert, successor
-from services.runtime.filters.ast import Compare
+from services.entity.index_keys import STRING, encode, invert, successor
+from services.runtime.filters.ast import Compare, Duration, Instant, Like, Node, Operator, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +44,42 @@ class Interval:
         return Interval(low, high, other.fixed if self.fixed is None else self.fixed)
 
 
-def interval(term: Compare) -> Interval:
-    """Return the values that *term*, any comparison but ``!=``, accepts: an order only those of its literal's type."""
-    component = encode(term.value)
+def interval(term: Node) -> Interval | None:
+    """Return an interval that holds every value that *term* accepts, or None for a term that no range serves.
+
+    Those are ``!=``, a wildcard at the beginning, durations (their text has another order), and everything that is no
+    comparison. ``exact`` says whether the interval holds only what the term accepts.
+    """
+    match term:
+        case Compare(_, "!=") | Compare(_, _, Duration()):
+            return None
+        case Compare(_, operator, Instant(nanoseconds)):
+            return _days(operator, nanoseconds)
+        case Compare(_, operator, value):
+            return _range(operator, value)
+        case Like(_, parts) if parts[0]:
+            beginning = encode(parts[0])[:-1]  # less what closes a text
+            return Interval(Cut(beginning, after=False), Cut(beginning, after=True), None)
+    return None
+
+
+def exact(term: Node) -> bool:
+    """Whether ``interval(term)`` holds nothing that *term* does not accept."""
+    match term:
+        case Compare(_, _, value):
+            return not isinstance(value, Instant)
+        case Like(_, (_, last)):
+            return not last
+    return False
+
+
+def _range(operator: Operator, value: Value) -> Interval:
+    """An order accepts only values of its literal's type."""
+    component = encode(value)
     before, after = Cut(component, after=False), Cut(component, after=True)
     kind = component[:1]
-    match term.operator:
-        case "=" if term.value is None:  # never true
+    match operator:
+        case "=" if value is None:  # never true
             return Interval(after, after, component)
         case "=":
             return Interval(before, after, component)
@@ -61,3 +91,22 @@ def interval(term: Compare) -> Interval:
             return Interval(Cut(kind, after=False), before, None)
         case _:
             return Interval(Cut(kind, after=False), after, None)
+
+
+def _days(operator: Operator, nanoseconds: int) -> Interval:
+    """Texts that may say a moment in the range: they begin with a local date, less than a day from that of UTC."""
+    low = high = STRING
+    if operator in ("=", ">", ">="):
+        low += _date(nanoseconds, days=-1)
+    if operator in ("=", "<", "<="):
+        high += _date(nanoseconds, days=1)
+    return Interval(Cut(low, after=False), Cut(high, after=True), None)
+
+
+def _date(nanoseconds: int, days: int) -> bytes:
+    """The date of UTC that many days later, as it is written; empty beyond the years that can be written."""
+    try:
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=nanoseconds // 10**9, days=days)
+    except OverflowError:
+        return b""
+    return moment.date().isoformat().encode()

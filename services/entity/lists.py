@@ -143,7 +143,7 @@ def plan_query(compiled: CompiledType, query: Query, after: Position | None) -> 
         ready = [(index_id, spec) for index_id, spec in ready if index_id == after.index_id]
         if after.index_id is not None and not ready:
             raise InvalidArgument("PAGE_TOKEN_INVALID", "the index that this list walked is gone; begin again")
-    return plan_list(parsed_filter(query.filter, compiled), query.order_by, ready)
+    return plan_list(parsed_filter(query.filter, compiled), query.order_by, ready, compiled.field_types)
 
 
 @lru_cache(maxsize=1000)

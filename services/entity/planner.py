@@ -2,8 +2,9 @@
 
 The rule does not depend on the number of rows, so a query that works on ten entities works on ten million:
 
-- The comparisons of the top-level AND other than ``!=`` are *indexable*. With one of them, or with ``order_by``, an
-  index must serve at least one indexable term (if there is one) and the whole order, else ``INDEX_REQUIRED``.
+- A term of the top-level AND is *indexable* if it is ``:``, or if a range of values holds all that it accepts (see
+  ``interval``). With one of them, or with ``order_by``, an index must serve at least one indexable term (if there is
+  one) and the whole order, else ``INDEX_REQUIRED``.
 - Without either, the list walks id order and the filter is tested on each row.
 
 An index serves equalities on its leading fields, then at most one range, and the order that its remaining fields give,
@@ -15,13 +16,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from types import MappingProxyType
+from typing import TypeAlias
 
 from services.entity.index_keys import MAX_FIELDS, IndexField, IndexSpec, encode, invert, parse_order_by, prefix_range
-from services.entity.intervals import Interval, interval
+from services.entity.intervals import Interval, exact, interval
 from services.runtime.errors import FailedPrecondition, invalid_field
-from services.runtime.filters.ast import And, Compare, Has, Node, Path
-from services.runtime.filters.paths import render_path
+from services.runtime.filters.ast import And, Compare, Has, Like, Node, Path
+from services.runtime.filters.types import FieldTypes
+
+_Values: TypeAlias = tuple[Path, bool]
+"""See ``IndexField.values``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +48,13 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class _Query:
     terms: tuple[Node, ...]
-    intervals: Mapping[Path, Interval]
+    intervals: Mapping[_Values, Interval]
     elements: Mapping[Path, Has]
     order: tuple[IndexField, ...]
     """What is left to sort by once the fixed fields are skipped."""
 
-    def fixes(self, path: Path) -> bool:
-        return path in self.intervals and self.intervals[path].fixed is not None
+    def fixes(self, values: _Values) -> bool:
+        return values in self.intervals and self.intervals[values].fixed is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,12 @@ class _Match:
     reverse: bool
 
 
-def plan_list(filter: Node | None, order_by: str, indexes: Sequence[tuple[int, IndexSpec]]) -> Plan:
+def plan_list(
+    filter: Node | None,
+    order_by: str,
+    indexes: Sequence[tuple[int, IndexSpec]],
+    field_types: FieldTypes = MappingProxyType({}),
+) -> Plan:
     """Return the walk that answers a list.
 
     Args:
@@ -71,12 +81,13 @@ def plan_list(filter: Node | None, order_by: str, indexes: Sequence[tuple[int, I
         order_by: ``data.population desc, data.name``, or empty: the order of whatever is walked.
         indexes: the READY indexes of the type with their ids. To continue a page pass only the index that it walked:
             the choice may change when an index becomes ready, and a position means nothing in another index.
+        field_types: what the type's schema says of its fields.
 
     Raises:
         InvalidArgument: ``INVALID_FIELD``, *order_by* is malformed or names an array.
         FailedPrecondition: ``INDEX_REQUIRED``; ``index`` is the JSON of an index to declare.
     """
-    query = _analyse(filter, order_by)
+    query = _analyse(filter, order_by, field_types)
     indexable = bool(query.intervals or query.elements)
     if not indexable and not order_by.strip():
         return Plan(residual=filter)
@@ -88,26 +99,26 @@ def plan_list(filter: Node | None, order_by: str, indexes: Sequence[tuple[int, I
     return _walk(best, query)
 
 
-def _analyse(filter: Node | None, order_by: str) -> _Query:
+def _analyse(filter: Node | None, order_by: str, field_types: FieldTypes) -> _Query:
     terms = tuple(_conjuncts(filter))
-    intervals: dict[Path, Interval] = {}
+    intervals: dict[_Values, Interval] = {}
     elements: dict[Path, Has] = {}
     for term in terms:
         if isinstance(term, Has):
             elements.setdefault(term.path, term)
-        elif _indexable(term):
-            narrowed = interval(term)
-            intervals[term.path] = intervals[term.path].intersect(narrowed) if term.path in intervals else narrowed
-    fixed = {path for path, left in intervals.items() if left.fixed is not None}
-    order = tuple(field for field in parse_order_by(order_by) if field.path not in fixed)
-    for field in order:
-        if field.path in elements:
-            raise invalid_field("order_by", f"{render_path(field.path)} is searched as an array, which has no order")
-    return _Query(terms, intervals, elements, order)
+        elif (values := _served_by(term)) and (narrowed := interval(term)):
+            intervals[values] = intervals[values].intersect(narrowed) if values in intervals else narrowed
+    fixed = {values for values, left in intervals.items() if left.fixed is not None}
+    asked = parse_order_by(order_by)
+    for field in asked:
+        if "array" in field_types.get(field.path, ()) or field.path in elements:
+            raise invalid_field("order_by", f"{field} is an array, which has no order")
+    return _Query(terms, intervals, elements, tuple(field for field in asked if field.values not in fixed))
 
 
-def _indexable(term: Node) -> TypeGuard[Compare]:
-    return isinstance(term, Compare) and term.operator != "!="
+def _served_by(term: Node) -> _Values | None:
+    """The values whose order could serve *term*."""
+    return (term.path, term.folded) if isinstance(term, (Compare, Like)) else None
 
 
 def _conjuncts(node: Node | None) -> list[Node]:
@@ -128,17 +139,17 @@ def _match(index_id: int, fields: tuple[IndexField, ...], query: _Query) -> _Mat
     reverse = _direction(rest, query)
     if reverse is None:
         return None
-    return _Match(index_id, fields, equalities, bool(rest) and rest[0].path in query.intervals, reverse)
+    return _Match(index_id, fields, equalities, bool(rest) and rest[0].values in query.intervals, reverse)
 
 
 def _binds(field: IndexField, query: _Query) -> bool:
-    return field.path in query.elements if field.array else query.fixes(field.path)
+    return field.path in query.elements if field.array else query.fixes(field.values)
 
 
 def _direction(rest: Sequence[IndexField], query: _Query) -> bool | None:
     """Say whether *rest* must be read backwards to give the order, or return None if it does not give it."""
-    given = [field for field in rest if not query.fixes(field.path)][: len(query.order)]
-    if [field.path for field in given] != [field.path for field in query.order]:
+    given = [field for field in rest if not query.fixes(field.values)][: len(query.order)]
+    if [field.values for field in given] != [field.values for field in query.order]:
         return None
     opposed = {ours.descending != wanted.descending for ours, wanted in zip(given, query.order, strict=True)}
     return None if len(opposed) == 2 else True in opposed
@@ -146,11 +157,11 @@ def _direction(rest: Sequence[IndexField], query: _Query) -> bool | None:
 
 def _walk(match: _Match, query: _Query) -> Plan:
     bound, rest = match.fields[: match.equalities], match.fields[match.equalities :]
-    intervals = {field.path: query.intervals[field.path] for field in bound if not field.array}
+    intervals = {field.values: query.intervals[field.values] for field in bound if not field.array}
     head = b"".join(_bound_component(field, query) for field in bound)
     lower, upper = prefix_range(head)
     if match.ranged:
-        interval = intervals[rest[0].path] = query.intervals[rest[0].path]
+        interval = intervals[rest[0].values] = query.intervals[rest[0].values]
         ends = (cut.position(head, descending=rest[0].descending) for cut in (interval.low, interval.high))
         lower, upper = sorted(ends)
     # By identity: to Python the terms data.tags:1 and data.tags:true are equal.
@@ -158,7 +169,7 @@ def _walk(match: _Match, query: _Query) -> Plan:
     residual = tuple(
         term
         for term in query.terms
-        if not any(term is has for has in found) and not (_indexable(term) and term.path in intervals)
+        if not any(term is has for has in found) and not (_served_by(term) in intervals and exact(term))
     )
     return Plan(
         index_id=match.index_id,
@@ -171,21 +182,26 @@ def _walk(match: _Match, query: _Query) -> Plan:
 
 
 def _bound_component(field: IndexField, query: _Query) -> bytes:
-    component = encode(query.elements[field.path].value) if field.array else query.intervals[field.path].fixed
+    component = encode(query.elements[field.path].value) if field.array else query.intervals[field.values].fixed
     assert component is not None, "only bound fields come here"
     return invert(component) if field.descending else component
 
 
 def _index_required(query: _Query) -> FailedPrecondition:
-    bound = [IndexField(path) for path in query.intervals if query.fixes(path)]
+    bound = [_field(values) for values in query.intervals if query.fixes(values)]
     bound += [IndexField(path, array=True) for path in query.elements][:1]
-    ranges = [IndexField(path) for path in query.intervals if not query.fixes(path)]
+    ranges = [_field(values) for values in query.intervals if not query.fixes(values)]
     problem = "no READY index serves a comparison of the filter together with the whole order"
     tail = list(query.order) or ranges[:1]
-    if query.order and ranges and not bound and query.order[0].path not in [field.path for field in ranges]:
+    if query.order and ranges and not bound and query.order[0].values not in [field.values for field in ranges]:
         # No index can: the rows of a range come in the order of its field.
         problem = f"a range is served only in the order of its field: let order_by begin with {ranges[0]}"
-        tail = [ranges[0], *(field for field in query.order if field.path != ranges[0].path)]
-    fields = {field.path: str(field) for field in [*bound[: MAX_FIELDS - len(tail)], *tail]}
+        tail = [ranges[0], *(field for field in query.order if field.values != ranges[0].values)]
+    fields = {field.values: str(field) for field in [*bound[: MAX_FIELDS - len(tail)], *tail]}
     suggestion = json.dumps({"fields": list(fields.values()), "unique": False}, ensure_ascii=False)
     return FailedPrecondition("INDEX_REQUIRED", f"{problem}; declare the index {suggestion}", index=suggestion)
+
+
+def _field(values: _Values) -> IndexField:
+    path, folded = values
+    return IndexField(path, folded=folded)

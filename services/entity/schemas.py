@@ -16,7 +16,7 @@ import orjson
 from services.entity.schema_cost import check_cost, follow
 from services.runtime.errors import InvalidArgument, Violation, invalid_field
 from services.runtime.filters.ast import Path
-from services.runtime.filters.types import ITEMS
+from services.runtime.filters.types import FORMAT, ITEMS
 from services.runtime.wire import JsonObject
 
 MAX_SCHEMA_BYTES: Final = 64 * 1024
@@ -112,6 +112,8 @@ def _collect(root: JsonObject, schema: Any, path: Path, types: dict[Path, frozen
     declared = schema.get("type")
     if path and declared is not None:
         types[path] = frozenset([declared] if isinstance(declared, str) else declared)
+    if path and isinstance(format := schema.get("format"), str):
+        types[(*path, FORMAT)] = frozenset({format})
     items = schema.get("items")
     if path and isinstance(items, dict):
         item_types = resolve(root, items)

@@ -15,20 +15,82 @@ Operator: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">="]
 
 
 @dataclass(frozen=True, slots=True)
+class Instant:
+    """A moment, however it is written: nanoseconds since 1970-01-01T00:00:00Z."""
+
+    nanoseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """A length of time in nanoseconds, however it is written."""
+
+    nanoseconds: int
+
+
+Value: TypeAlias = Scalar | Instant | Duration
+
+
+@dataclass(frozen=True, slots=True)
 class Compare:
-    """``data.path op value``: false when the field is missing or null. ``value`` is null only with ``=`` and ``!=``."""
+    """``data.path op value``: false when the field is missing or null.
+
+    ``value`` is null only with ``=`` and ``!=``. Against an ``Instant`` or a ``Duration``, text counts as what it says;
+    text that says no such thing is unequal and has no order. *folded*: the field's text is compared as ``fold`` gives
+    it, and ``value`` is text that is folded already.
+    """
 
     path: Path
     operator: Operator
-    value: Scalar
+    value: Value
+    folded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Like:
+    """``data.path = "a*b"``: text that consists of *parts* with anything between them; ``"a*"`` is ``("a", "")``.
+
+    There are at least two parts. *folded*: as in ``Compare``, and the parts are folded already.
+    """
+
+    path: Path
+    parts: tuple[str, ...]
+    folded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Has:
-    """``data.path:value``: the field is an array and one of its elements equals *value*, which is never null."""
+    """``data.path:value``: an array has an element equal to *value*, an object has that key, a scalar equals it.
+
+    The path leads through arrays, to any of their elements. A key whose value is null is not there. *value* is never
+    null.
+    """
 
     path: Path
     value: Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """``data.path:*``: there is a value other than null. The path leads through arrays, as in ``Has``."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """``size(data.path) op value``: compares the number of elements of an array; false for everything else."""
+
+    path: Path
+    operator: Operator
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class OfEntity:
+    """*term* is about the entity's own fields (``name``, ``create_time``, ...), where its path begins."""
+
+    term: Compare | Like | Has | Present
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +114,4 @@ class Or:
     terms: tuple[Node, ...]
 
 
-Node: TypeAlias = Compare | Has | Not | And | Or
+Node: TypeAlias = Compare | Like | Has | Present | Size | OfEntity | Not | And | Or

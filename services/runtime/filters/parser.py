@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 from services.runtime.errors import InvalidArgument, invalid_field
 from services.runtime.filters.ast import And, Compare, Has, Node, Not, Operator, Or, Path, Scalar
 from services.runtime.filters.paths import PATH_PATTERN, parse_path, render_path, unquote
-from services.runtime.filters.types import check_types
+from services.runtime.filters.types import typed
 
 if TYPE_CHECKING:
     from lark import Lark, Token, Tree
@@ -54,7 +54,7 @@ def parse_filter(text: str, field_types: Mapping[Path, frozenset[str]] | None = 
 
     Args:
         text: at most ``MAX_LENGTH`` characters.
-        field_types: the JSON types that the schema allows at a path (see ``check_types``).
+        field_types: the JSON types that the schema allows at a path (see ``typed``).
 
     Raises:
         InvalidArgument: ``INVALID_FIELD``; the message says what is wrong at which character, counted from 1.
@@ -73,8 +73,7 @@ def parse_filter(text: str, field_types: Mapping[Path, frozenset[str]] | None = 
     if not tree.children:
         return None
     node = _Builder().build(tree.children[0], 0)
-    check_types(node, field_types or {})
-    return node
+    return typed(node, field_types or {})
 
 
 @functools.cache

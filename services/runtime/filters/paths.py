@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from services.runtime.errors import invalid_field
@@ -57,13 +57,43 @@ def lookup(data: Mapping[str, Any], path: Path, default: Any = None) -> Any:
     return value
 
 
+def reached(data: Mapping[str, Any], path: Path) -> Iterator[Any]:
+    """Yield every value at *path*, through arrays: an array on the way (not at the end) stands for its elements."""
+    value = data.get(path[0])
+    if len(path) > 1:
+        for inner in value if isinstance(value, list) else (value,):
+            if isinstance(inner, dict):
+                yield from reached(inner, path[1:])
+    elif path[0] in data:
+        yield value
+
+
+def elements(data: Mapping[str, Any], path: Path) -> Iterator[str | float | bool | None]:
+    """Yield what ``data.path:`` finds: scalars of an array, keys of an object that have a value, or the scalar itself.
+
+    The entries of an array field in an index are these, so that index and predicate agree.
+    """
+    for value in reached(data, path):
+        if isinstance(value, list):
+            yield from (element for element in value if not isinstance(element, (list, dict)))
+        elif isinstance(value, dict):
+            yield from (key for key, inner in value.items() if inner is not None)
+        else:
+            yield value
+
+
 def unquote(token: str) -> str:
     r"""Return the text between the quotes of *token*: JSON's escapes and ``\'``, ``\```, ``\*``.
 
     Raises:
         ValueError: an escape is unknown or the text is not storable (U+0000, a lone surrogate).
     """
-    text = _ESCAPE.sub(_unescape, token[1:-1])
+    return unescape(token[1:-1])
+
+
+def unescape(text: str) -> str:
+    """Return what stands between quotes as *text*; see ``unquote``."""
+    text = _ESCAPE.sub(_unescape, text)
     try:
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")  # joins escaped pairs
     except UnicodeDecodeError:

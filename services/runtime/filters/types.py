@@ -1,55 +1,114 @@
-"""Literals against the JSON types that a schema declares."""
+"""What a schema says about the fields of a filter: which literals cannot be, and how the others are meant."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 from services.runtime.errors import InvalidArgument, invalid_field
-from services.runtime.filters.ast import And, Compare, Has, Node, Not, Or, Path, Scalar
+from services.runtime.filters.ast import (
+    And,
+    Compare,
+    Duration,
+    Has,
+    Instant,
+    Like,
+    Node,
+    Not,
+    OfEntity,
+    Or,
+    Path,
+    Present,
+    Size,
+    Value,
+)
+from services.runtime.filters.moments import read_duration, read_timestamp
 from services.runtime.filters.paths import render_path
 
+FieldTypes: TypeAlias = Mapping[Path, frozenset[str]]
+"""JSON Schema's type names by path (``("country",): {"string", "null"}``). A path that is not there is not checked."""
+
 ITEMS: Final = "[]"
-"""Last key of the path under which ``field_types`` holds the types of an array's elements."""
+"""Last key of the path under which the types of an array's elements stand."""
+FORMAT: Final = "[format]"
+"""Last key of the path under which the ``format`` of a text stands."""
+
+_SCALARS: Final = frozenset({"string", "number", "integer", "boolean", "null"})
 
 
-def check_types(node: Node, field_types: Mapping[Path, frozenset[str]]) -> None:
-    """Refuse literals that no value allowed by the schema could equal or be ordered with.
+def typed(node: Node, field_types: FieldTypes) -> Node:
+    """Return *node* as the schema understands it.
 
-    Args:
-        node: the filter.
-        field_types: JSON Schema's type names by path (``("country",): {"string", "null"}``), the types of an array's
-            elements under ``(*path, ITEMS)``. A path that is not there is not checked; null is never refused.
+    A text compared with a field of the format ``date-time`` or ``duration`` becomes what it says. ``:`` on a field that
+    holds neither arrays nor objects becomes ``=``, on one that holds only objects it asks for the key.
 
     Raises:
-        InvalidArgument: ``INVALID_FIELD``, naming the field, its types and the literal's.
+        InvalidArgument: ``INVALID_FIELD``, no value that the schema allows could equal a literal or be ordered with it;
+            the message names the field, its types and the literal's. Null is never refused.
     """
     match node:
-        case And(terms) | Or(terms):
-            for term in terms:
-                check_types(term, field_types)
+        case And(terms):
+            return And(tuple(typed(term, field_types) for term in terms))
+        case Or(terms):
+            return Or(tuple(typed(term, field_types) for term in terms))
         case Not(term):
-            check_types(term, field_types)
-        case Compare(path, _, value):
+            return Not(typed(term, field_types))
+        case Compare(path, operator, value, folded):
             _check(path, value, field_types.get(path))
-        case Has(path, value):
+            if isinstance(value, str) and not folded:
+                value = _read(path, value, field_types.get((*path, FORMAT), frozenset()))
+            return Compare(path, operator, value, folded)
+        case Like(path):
+            _check(path, "", field_types.get(path))
+        case Has():
+            return _typed_has(node, field_types)
+        case Size(path):
             declared = field_types.get(path)
             if declared is not None and "array" not in declared:
-                raise _refuse(f"{render_path(path)}: the operator : is for arrays, the field is {_list(declared)}")
-            _check(path, value, field_types.get((*path, ITEMS)))
+                raise _refuse(f"size() is for arrays, {render_path(path)} is {_list(declared)}")
+        case Present() | OfEntity():
+            pass
+    return node
 
 
-def _check(path: Path, value: Scalar, declared: frozenset[str] | None) -> None:
+def _typed_has(node: Has, field_types: FieldTypes) -> Node:
+    path, value = node.path, node.value
+    declared = field_types.get(path)
+    if declared is None or any("array" in field_types.get(path[:n], {"array"}) for n in range(1, len(path))):
+        return node  # nothing is known, or the path leads through arrays
+    if declared <= _SCALARS:
+        return typed(Compare(path, "=", value), field_types)
+    if "array" not in declared and isinstance(value, str) and declared <= {"object", "null"}:
+        return Present((*path, value))
+    items = field_types.get((*path, ITEMS), _json_types(value)) if "array" in declared else frozenset()
+    keys = {"string"} if "object" in declared else set()
+    _check(path, value, (declared & _SCALARS) | items | keys)
+    return node
+
+
+def _read(path: Path, text: str, formats: frozenset[str]) -> Value:
+    if "date-time" in formats:
+        if (nanoseconds := read_timestamp(text)) is None:
+            raise _refuse(f"{render_path(path)} is a date-time, write it like 2026-01-31T12:00:00Z")
+        return Instant(nanoseconds)
+    if "duration" in formats:
+        if (nanoseconds := read_duration(text)) is None:
+            raise _refuse(f"{render_path(path)} is a duration, write it like 90s or PT1M30S")
+        return Duration(nanoseconds)
+    return text
+
+
+def _check(path: Path, value: Value, declared: frozenset[str] | None) -> None:
     wanted = _json_types(value)
     if declared is None or value is None or declared & wanted:
         return
     raise _refuse(f"{render_path(path)} is {_list(declared)}, the value is {min(wanted, key=len)}")
 
 
-def _json_types(value: Scalar) -> frozenset[str]:
+def _json_types(value: Value) -> frozenset[str]:
     if isinstance(value, bool):
         return frozenset({"boolean"})
-    return frozenset({"string"}) if isinstance(value, str) else frozenset({"number", "integer"})
+    return frozenset({"number", "integer"}) if isinstance(value, float) else frozenset({"string"})
 
 
 def _list(types: frozenset[str]) -> str:

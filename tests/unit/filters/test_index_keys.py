@@ -85,10 +85,21 @@ def test_an_array_has_an_entry_per_distinct_scalar() -> None:
     assert keys == [encode(1) + encode(element) for element in ("x", "y", 1, True, None)]
 
 
-@pytest.mark.parametrize("data", [{}, {"tags": []}, {"tags": "x"}, {"tags": {"x": 1}}, {"tags": [[], {}]}])
+@pytest.mark.parametrize("data", [{}, {"tags": []}, {"tags": {"x": None}}, {"tags": [[], {"x": 1}]}])
 def test_an_entity_without_elements_is_in_the_index_as_missing(data: dict[str, Any]) -> None:
     assert entry_keys(A_TAGS, data) == entry_keys(A_TAGS, {})
     assert len(entry_keys(A_TAGS, data)) == 1
+
+
+def test_what_stands_in_place_of_an_array_is_found_by_what_it_has() -> None:
+    assert entry_keys(A_TAGS, {"tags": "x"}) == entry_keys(A_TAGS, {"tags": ["x"]})
+    assert entry_keys(A_TAGS, {"tags": {"x": 1, "y": None}}) == entry_keys(A_TAGS, {"tags": ["x"]})
+
+
+def test_an_array_on_the_way_gives_the_entries_of_its_elements() -> None:
+    spec = parse_index(["data.ports.names"], field_types={("ports",): frozenset({"array"})})
+    assert spec.fields[0].array
+    assert entry_keys(spec, {"ports": [{"names": ["x"]}, {"names": "y"}, {}]}) == [encode("x"), encode("y")]
 
 
 def test_an_indexed_array_has_at_most_a_hundred_entries() -> None:

@@ -13,7 +13,7 @@ from services.runtime.errors import InvalidArgument
 from services.runtime.filters import parse_filter
 from services.runtime.filters.ast import And, Compare, Has, Node, Not, Or, Scalar
 from services.runtime.filters.paths import parse_path, render_path
-from tests.unit.filters.strategies import filters, strings
+from tests.unit.filters.strategies import plain_filters, strings
 
 WORDS = ["data.a", "data.`", "AND", "OR", "NOT", "!=", "1e9", "true", "null", "\ud800"]
 FRAGMENTS = [*WORDS, *"`'\"\\*()-=<:5 .\0é"]
@@ -173,7 +173,7 @@ def test_length_depth_and_terms_are_bounded() -> None:
         ("data.population < 'x'", "data.population is integer, the value is string"),
         ("data.active = 1", "data.active is boolean"),
         ("NOT (data.a = 1 OR data.population = true)", "the value is boolean"),
-        ("data.country:'NO'", "the operator : is for arrays, the field is null or string"),
+        ("data.country:5", "data.country is null or string, the value is number"),
         ("data.tags:5", "data.tags is string"),
         ("data.tags = 'x'", "data.tags is array"),
     ],
@@ -199,7 +199,7 @@ def test_a_literal_of_a_declared_type_or_an_undeclared_field_passes(text: str) -
     assert parse_filter(text, TYPES) == parse_filter(text)
 
 
-@given(filters)
+@given(plain_filters)
 def test_a_filter_reads_back_as_it_was_written(node: Node) -> None:
     assert written(parse_filter(written(node))) == written(node)
 
@@ -241,5 +241,5 @@ def written(node: Node | None) -> str:
             return " AND ".join(f"({written(term)})" for term in terms)
         case Or(terms):
             return " OR ".join(f"({written(term)})" for term in terms)
-        case None:
+        case _:
             return ""

@@ -52,13 +52,26 @@ def test_equal_to_null_is_never_true_and_unlike_null_is_any_value() -> None:
     assert matches("NOT data.a != null", {})
 
 
-def test_has_looks_at_the_scalars_of_an_array_only() -> None:
+def test_an_array_has_its_scalars() -> None:
     assert matches("data.a:'x'", {"a": ["y", "x"]})
     assert matches("data.a:5", {"a": [5.0]})
     assert not matches("data.a:1", {"a": [True]})
-    assert not matches("data.a:'x'", {"a": "x"})
     assert not matches("data.a:'x'", {"a": [["x"]]})
-    assert not matches("data.a:'x'", {"a": {"x": "x"}})
+    assert not matches("data.a:'x'", {"a": [{"x": 1}]})
+
+
+def test_an_object_has_its_keys_and_a_scalar_has_itself() -> None:
+    assert matches("data.a:'x'", {"a": {"x": 1}})
+    assert not matches("data.a:'x'", {"a": {"x": None}})
+    assert not matches("data.a:'x'", {"a": {"y": "x"}})
+    assert matches("data.a:'x'", {"a": "x"})
+    assert matches("data.a:5", {"a": 5})
+
+
+def test_has_looks_through_arrays() -> None:
+    assert matches("data.a.b:'x'", {"a": [{"b": "y"}, {"b": ["x"]}]})
+    assert not matches("data.a.b:'x'", {"a": [[{"b": "x"}]]})
+    assert not matches("data.a.b = 'x'", {"a": [{"b": "x"}]})
 
 
 def test_a_path_does_not_lead_through_an_array() -> None:
