@@ -9,7 +9,8 @@ from google.protobuf.message import Message
 from strandline.entity.v1 import entity_pb2
 from strandline.entity.v1 import entity_service_pb2 as pb
 
-from services.entity.calls import WriteRequest, answer_with, limited, namespace_of_call, writing
+from services.entity.calls import WriteRequest, answer_with, as_of, limited, namespace_of_call, writing
+from services.entity.history import History
 from services.entity.ledger import encode_answer
 from services.entity.limits import Confirmations, available_writes
 from services.entity.lists import Lister, Query
@@ -50,11 +51,18 @@ class EntityHandlers:
     """The handlers of ``EntityService``. Responses are put together from stored bytes wherever that is possible."""
 
     def __init__(
-        self, writer: Writer, reader: Reader, lister: Lister, purger: Purger, confirmations: Confirmations
+        self,
+        writer: Writer,
+        reader: Reader,
+        lister: Lister,
+        history: History,
+        purger: Purger,
+        confirmations: Confirmations,
     ) -> None:
         self._writer = writer
         self._reader = reader
         self._lister = lister
+        self._history = history
         self._purger = purger
         self._confirmations = confirmations
 
@@ -152,8 +160,11 @@ class EntityHandlers:
         key = parse_entity_name(request.name, namespace.id, "name")
         mask = parse_mask(request.read_mask, "read_mask")
         minimum = call.min_revision(request.min_revision)
-        head, message = await self._reader.get(namespace, key)
-        minimum.check(head.revision, head.epoch)
+        if (moment := as_of(request)) is not None:
+            head, message = await self._history.get(namespace, key, moment, minimum)
+        else:
+            head, message = await self._reader.get(namespace, key)
+            minimum.check(head.revision, head.epoch)
         if message is None:
             raise NotFound("NOT_FOUND", f"there is no {request.name}", name=request.name)
         return answer_with(call, masked(message, mask), head.revision, head.epoch)
@@ -164,9 +175,12 @@ class EntityHandlers:
         mask = parse_mask(request.read_mask, "read_mask")
         minimum = call.min_revision(request.min_revision)
         ids = list(dict.fromkeys(ids))
-        read = await self._reader.batch(namespace_of_call(call), type_id, ids)
+        if (moment := as_of(request)) is not None:
+            read = await self._history.batch(namespace_of_call(call), type_id, ids, moment, minimum)
+        else:
+            read = await self._reader.batch(namespace_of_call(call), type_id, ids)
+            minimum.check(read.head.revision, read.head.epoch)
         head = read.head
-        minimum.check(head.revision, head.epoch)
         call.position(head.revision, head.epoch)
         found, missing, unread = [], [], []
         for entity_id in ids:
@@ -188,7 +202,11 @@ class EntityHandlers:
             request.show_deleted,
         )
         mask = parse_mask(request.read_mask, "read_mask")
-        page = await self._lister.page(namespace_of_call(call), query, call.min_revision(request.min_revision))
+        minimum = call.min_revision(request.min_revision)
+        if (moment := as_of(request)) is not None:
+            page = await self._history.page(namespace_of_call(call), query, moment, minimum)
+        else:
+            page = await self._lister.page(namespace_of_call(call), query, minimum)
         call.position(page.head.revision, page.head.epoch)
         return (
             b"".join(wire.delimited(1, masked(message, mask)) for message in page.messages)

@@ -9,76 +9,99 @@ away later. What was purged is gone at every revision.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final, LiteralString
 
 from services.entity.blanking import is_blank
-from services.runtime.changelog import CREATED, PURGED, UNDELETED
-from services.runtime.database import Row, Statement, packed_int8, packed_text
+from services.runtime.changelog import UNDELETED
+from services.runtime.database import Row, Statement, packed_text
+
+# The condition on e is inside, so that a row that is old enough costs no look-up. Only UNDELETED has a deleted entity
+# before it.
+_STATES: Final[LiteralString] = """SELECT e.*, unit, start,
+                coalesce(before.length, CASE WHEN unit IS NULL THEN octet_length(message) END) AS length,
+                CASE WHEN unit IS NULL THEN delete_time IS NULL ELSE kind <> %s END AS live
+            FROM (a_source) e
+            LEFT JOIN LATERAL (SELECT revision AS unit, kind, start + length AS at FROM versions
+                WHERE namespace = %s AND type = e.type AND id = e.id AND revision > %s AND e.revision > %s
+                ORDER BY revision LIMIT 1) next ON true
+            LEFT JOIN LATERAL (SELECT slice.start, slice.length
+                FROM units CROSS JOIN LATERAL previous_slice(body, next.at) AS slice
+                WHERE namespace = %s AND revision = unit OFFSET 0) before ON true"""
 
 
-def select_states(namespace: str, keys: Sequence[tuple[str, str]], revision: int) -> Statement:
-    """Rows for ``state_of`` of each of *keys*, as it was at *revision*; deleted ones carry their ``delete_time``."""
+def select_states(
+    namespace: str, keys: Sequence[tuple[str, str]], revision: int, max_bytes: int, *, show_deleted: bool
+) -> Statement:
+    """Rows for ``state_of`` of *keys* in their order, as they were at *revision*."""
     types, ids = zip(*keys, strict=True)
+    source: LiteralString = """SELECT k.n, k.type, k.id, found.revision, found.delete_time, found.message
+                FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS k (type, id, n)
+                LEFT JOIN LATERAL (SELECT revision, delete_time, message FROM entities
+                    WHERE namespace = %s AND type = k.type AND id = k.id LIMIT 1) found ON true"""
+    params = (packed_text(types), packed_text(ids), namespace)
+    return _select(source, params, "n", namespace, revision, max_bytes, show_deleted=show_deleted)
+
+
+def select_state_page(
+    namespace: str,
+    revision: int,
+    after: tuple[str, str],
+    last_type: str,
+    max_walked: int,
+    max_bytes: int,
+    *,
+    show_deleted: bool,
+) -> Statement:
+    """Rows for ``state_of`` of a walk in the order of (type, id), behind *after*, as they were at *revision*.
+
+    The walk goes over the entities there are now: all but what was purged since.
+    """
+    source: LiteralString = """SELECT type, id, revision, delete_time, message FROM entities
+                WHERE namespace = %s AND (type, id) > (%s, %s) AND type <= %s ORDER BY type, id LIMIT %s"""
+    params = (namespace, *after, last_type, max_walked)
+    return _select(source, params, "type, id", namespace, revision, max_bytes, show_deleted=show_deleted)
+
+
+def _select(
+    source: LiteralString,
+    params: tuple[object, ...],
+    order: LiteralString,
+    namespace: str,
+    revision: int,
+    max_bytes: int,
+    *,
+    show_deleted: bool,
+) -> Statement:
+    """Rows (type, id, message, walked) of the entities of *source*; the message is null if there was none.
+
+    ``walked`` is how many entities there are; fewer rows than that come when their messages would be beyond
+    *max_bytes*, but always one.
+    """
+    text: LiteralString = """SELECT type, id,
+            CASE WHEN wanted THEN CASE WHEN unit IS NULL THEN message
+                ELSE (SELECT substring(body FROM start + 1 FOR length) FROM units
+                    WHERE namespace = %s AND revision = unit) END END, walked
+        FROM (SELECT *, sum(CASE WHEN wanted THEN length ELSE 0 END) OVER (ORDER BY an_order) AS bytes,
+                row_number() OVER (ORDER BY an_order) AS position, count(*) OVER () AS walked
+            FROM (SELECT *, length IS NOT NULL AND (live OR %s) AS wanted FROM (the_states) states) chosen
+        ) sized WHERE bytes <= %s OR position = 1 ORDER BY an_order"""
     return Statement(
-        """SELECT k.type, k.id, coalesce(CASE WHEN e.revision <= %s THEN e.message END, before.message)
-        FROM unnest(%s::text[], %s::text[]) AS k (type, id)
-        LEFT JOIN LATERAL (SELECT revision, message FROM entities
-            WHERE namespace = %s AND type = k.type AND id = k.id LIMIT 1) e ON true
-        LEFT JOIN LATERAL (SELECT revision, start + length AS at FROM versions
-            WHERE namespace = %s AND type = k.type AND id = k.id AND revision > %s ORDER BY revision LIMIT 1) next
-            ON true
-        LEFT JOIN LATERAL (SELECT substring(body FROM slice.start + 1 FOR slice.length) AS message
-            FROM units CROSS JOIN LATERAL previous_slice(body, next.at) AS slice
-            WHERE namespace = %s AND revision = next.revision OFFSET 0) before ON true""",
-        (revision, packed_text(types), packed_text(ids), namespace, namespace, revision, namespace),
+        text.replace("the_states", _STATES.replace("a_source", source)).replace("an_order", order),
+        (
+            namespace,
+            show_deleted,
+            UNDELETED,
+            *params,
+            namespace,
+            revision,
+            revision,
+            namespace,
+            max_bytes,
+        ),
     )
 
 
 def state_of(row: Row) -> tuple[tuple[str, str], bytes | None]:
-    """The key in a row of ``select_states``, and the serialized Entity; None if there was none, or it was purged."""
-    type_id, entity_id, message = row
+    """The key in a row, and the serialized Entity; None if there was none, or it was purged since."""
+    type_id, entity_id, message, _ = row
     return (type_id, entity_id), None if message is None or is_blank(message) else message
-
-
-def select_live_page(
-    namespace: str, revision: int, after: tuple[str, str], last_type: str, max_walked: int, max_bytes: int
-) -> Statement:
-    """Rows (type, id, message or null, position in the walk, rows in the walk) of a walk in the order of (type, id).
-
-    The message is null where there was no live entity at *revision*; check the others with ``is_blank``. The walk goes
-    over the entities there are now: all but what was purged since.
-    """
-    return Statement(
-        """SELECT type, id,
-            coalesce(current, (SELECT substring(body FROM start + 1 FOR length) FROM units
-                WHERE namespace = %s AND revision = unit)),
-            position, walked
-        FROM (SELECT *, sum(coalesce(octet_length(current), length, 0)) OVER (ORDER BY type, id) AS bytes,
-                row_number() OVER (ORDER BY type, id) AS position, count(*) OVER () AS walked
-            FROM (SELECT e.type, e.id, next.revision AS unit, before.start, before.length,
-                    CASE WHEN e.revision <= %s AND e.delete_time IS NULL THEN e.message END AS current
-                FROM (SELECT type, id, revision, delete_time, message FROM entities
-                    WHERE namespace = %s AND (type, id) > (%s, %s) AND type <= %s ORDER BY type, id LIMIT %s) e
-                LEFT JOIN LATERAL (SELECT revision, kind, start + length AS at FROM versions
-                    WHERE namespace = %s AND type = e.type AND id = e.id AND revision > %s AND e.revision > %s
-                    ORDER BY revision LIMIT 1) next ON true
-                LEFT JOIN LATERAL (SELECT slice.start, slice.length
-                    FROM units CROSS JOIN LATERAL previous_slice(body, next.at) AS slice
-                    WHERE namespace = %s AND revision = next.revision AND next.kind <> ALL (%s::int8[]) OFFSET 0) before
-                    ON true
-            ) placed
-        ) sized WHERE bytes <= %s OR position = 1 ORDER BY type, id""",
-        (
-            namespace,
-            revision,
-            namespace,
-            *after,
-            last_type,
-            max_walked,
-            namespace,
-            revision,
-            revision,
-            namespace,
-            packed_int8((CREATED, UNDELETED, PURGED)),
-            max_bytes,
-        ),
-    )

@@ -19,7 +19,7 @@ _PREVIOUS: Final = 0x1A
 
 def is_blank(message: bytes) -> bool:
     """Whether the serialized Entity *message* has lost its data."""
-    for tag, _, _ in _delimited_fields(message, 0, len(message)):
+    for tag, _, _ in delimited_fields(message, 0, len(message)):
         if message[tag] in (_DATA, _BLANK):
             return message[tag] == _BLANK
     return False
@@ -42,13 +42,13 @@ def blank_change(stored: bytes, length: int) -> bytes:
 
 
 def _blank(message: bytearray, start: int, end: int) -> None:
-    for tag, content, after in _delimited_fields(message, start, end):
+    for tag, content, after in delimited_fields(message, start, end):
         if message[tag] == _DATA:
             message[tag] = _BLANK
             message[content:after] = bytes(after - content)
 
 
-def _delimited_fields(message: bytes | bytearray, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+def delimited_fields(message: bytes | bytearray, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """(place of the tag, start, end) of every length-delimited field; all tags of an Entity take one byte."""
     while at < end:
         tag = at

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
+from datetime import UTC, datetime
+from typing import Literal, Protocol
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.entity.history import AsOf
 from services.entity.limits import Confirmations, Limits
 from services.entity.writes import Writing
 from services.runtime import wire
 from services.runtime.call import Call, Namespace
-from services.runtime.errors import NotFound
+from services.runtime.errors import NotFound, invalid_field
 
 
 class WriteRequest(Protocol):
@@ -19,6 +23,16 @@ class WriteRequest(Protocol):
     def request_id(self) -> str: ...
     @property
     def validate_only(self) -> bool: ...
+
+
+class AsOfRequest(Protocol):
+    """What every request has that can read the past."""
+
+    @property
+    def as_of_revision(self) -> int: ...
+    @property
+    def as_of_time(self) -> Timestamp: ...
+    def HasField(self, field_name: Literal["as_of_time"], /) -> bool: ...
 
 
 def namespace_of_call(call: Call) -> Namespace:
@@ -44,6 +58,23 @@ def limited(writing: Writing, confirmations: Confirmations, operation_id: str = 
     namespace = writing.namespace
     confirmed = confirmations.confirmed(namespace, writing.actor, operation_id)
     return replace(writing, limits=Limits(namespace.quota, namespace.mass_change_guard, confirmed))
+
+
+def as_of(request: AsOfRequest) -> AsOf | None:
+    """The moment that *request* asks for; None: now."""
+    if not request.HasField("as_of_time"):
+        return AsOf(request.as_of_revision) if request.as_of_revision else None
+    if request.as_of_revision:
+        raise invalid_field("as_of_time", "cannot stand together with as_of_revision")
+    return AsOf(time=time_of(request.as_of_time, "as_of_time"))
+
+
+def time_of(timestamp: Timestamp, field: str) -> datetime:
+    """*timestamp*, or ``INVALID_FIELD`` for *field*."""
+    try:
+        return timestamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise invalid_field(field, "is no time between the years 1 and 9999") from None
 
 
 def answer_with(call: Call, message: bytes, revision: int, epoch: str) -> bytes:

@@ -101,6 +101,9 @@ def decide(prepared: Prepared, current: StoredEntity | None, type_: CompiledType
         return step.create()
     if mutation.kind == Kind.UNDELETE:
         return step.undelete(_existing(current, name))
+    if mutation.kind == Kind.ROLLBACK:
+        _check_etag(mutation, _existing(current, name))
+        return step.roll_back(_existing(current, name))
     if current is None or not current.live:
         if not mutation.allow_missing:
             raise NotFound("NOT_FOUND", f"there is no {name}", name=name)
@@ -158,7 +161,15 @@ class _Step:
         if current.live:
             raise AlreadyExists("ALREADY_EXISTS", f"{self.name} is not deleted", name=self.name)
         _check_etag(self.prepared.mutation, current)
-        rendered = self._render(self.stored, canonical(self.stored))
+        return self._bring_back(current, self._render(self.stored, canonical(self.stored)))
+
+    def roll_back(self, current: StoredEntity) -> Effect:
+        if current.live:
+            return self.update(current)
+        mutation = self.prepared.mutation
+        return self._bring_back(current, self._render(mutation.applied(None), mutation.json))
+
+    def _bring_back(self, current: StoredEntity, rendered: Rendered) -> Effect:
         # It lives again, so a time that has passed means nothing any more.
         passed = current.expire_time is not None and current.expire_time <= self.stamp.commit_time
         return self._replace(UNDELETED, rendered, current, None if passed else current.expire_time)

@@ -38,6 +38,7 @@ class Kind(IntEnum):
     DELETE = 3
     UNDELETE = 4
     EXPIRE = 5
+    ROLLBACK = 6
 
 
 class Expiry(NamedTuple):
@@ -50,9 +51,10 @@ class Expiry(NamedTuple):
 class Mutation(NamedTuple):
     """One write to the entity *name*, which *key* is inside its namespace.
 
-    ``content`` is what create and update carry, ``json`` its canonical form. ``mask`` names what an update takes from
-    it; empty: its top-level keys. ``operations`` apply to what that gives. ``by_if_match`` says where ``etag`` came
-    from, because HTTP has a status for that. ``field`` is where the content stands in the request, for violations.
+    ``content`` is what create, update and rollback carry, ``json`` its canonical form. ``mask`` names what an update
+    takes from it; empty: its top-level keys. ``operations`` apply to what that gives. ``by_if_match`` says where
+    ``etag`` came from, because HTTP has a status for that. ``field`` is where the content stands in the request, for
+    violations.
     """
 
     kind: Kind
@@ -177,6 +179,13 @@ def replacement(
 def only_operates(update: entity_pb2.UpdateMutation | entity_service_pb2.UpdateEntityRequest, content: bool) -> bool:
     """Whether *update*, which has *content* or not, needs none: it consists of operations."""
     return not content and bool(update.operations) and not update.update_mask
+
+
+def restoration(name: str, key: EntityKey, then: bytes, *, etag: str, by_if_match: bool) -> Mutation:
+    """Take all content from *then*, an earlier version of the entity, serialized; undelete it if it is deleted."""
+    content = wire.decode_struct(entity_pb2.Entity.FromString(then).data)
+    json = canonical(content)
+    return Mutation(Kind.ROLLBACK, name, key, "to_revision", content, json, EVERYTHING, etag, by_if_match)
 
 
 def _content(message: Any, field: str) -> tuple[JsonObject, str]:

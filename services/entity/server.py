@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from services.entity import api, type_api, upkeep
+from services.entity import api, history_api, type_api, upkeep
 from services.entity.catalog import Catalog
 from services.entity.expiry import Expirer
+from services.entity.exports import Exporter
+from services.entity.history import History
 from services.entity.index_builds import IndexBuilder
 from services.entity.ledger import EntityLedger
 from services.entity.limits import Confirmations
 from services.entity.lists import Lister
 from services.entity.purge import Purger
 from services.entity.reads import Reader
+from services.entity.revision_diffs import RevisionDiffs
 from services.entity.snapshots import SnapshotReader
 from services.entity.writes import Writer
 from services.runtime import log_service
@@ -60,16 +63,26 @@ class EntityService:
         self.builder = IndexBuilder(self.database)
         writer = Writer(self.database, types, self.committer)
         self.expirer = Expirer(self.database, writer)
+        history = History(self.database, types, token_key)
+        snapshots = SnapshotReader(self.database)
         handlers: dict[str, object] = {
             api.SERVICE: api.EntityHandlers(
                 writer,
                 Reader(self.database),
                 Lister(self.database, types, token_key),
+                history,
                 Purger(self.database),
                 confirmations,
             ),
             type_api.SERVICE: type_api.TypeHandlers(self.database, self.committer, self.builder, token_key),
-            log_service.NAME: log_service.LogHandlers(self.database, SnapshotReader(self.database)),
+            history_api.SERVICE: history_api.HistoryHandlers(
+                writer,
+                history,
+                RevisionDiffs(self.database, history, token_key),
+                Exporter(self.database, snapshots, token_key),
+                confirmations,
+            ),
+            log_service.NAME: log_service.LogHandlers(self.database, snapshots),
         }
         self.server = Server(settings)
         for name, service_handlers in handlers.items():

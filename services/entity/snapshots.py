@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Final, TypeAlias
 
-from services.entity.as_of import select_live_page
-from services.entity.blanking import is_blank
+from services.entity.as_of import select_state_page, state_of
 from services.runtime.call import MinRevision
 from services.runtime.changelog import head_of, select_head
 from services.runtime.database import Database
@@ -45,7 +44,9 @@ class SnapshotReader:
         head_rows, rows = await self._database.read(
             namespace,
             select_head(namespace),
-            select_live_page(namespace, revision, after, type_id or _AFTER_ALL_TYPES, MAX_WALKED, max_bytes),
+            select_state_page(
+                namespace, revision, after, type_id or _AFTER_ALL_TYPES, MAX_WALKED, max_bytes, show_deleted=False
+            ),
         )
         if not head_rows:
             raise NotFound("NOT_FOUND", "nothing was written to this namespace yet")
@@ -53,9 +54,8 @@ class SnapshotReader:
         MinRevision(revision, epoch).check(head.revision, head.epoch)
         if revision < head.horizon:
             raise OutOfRange("SNAPSHOT_EXPIRED", "the log no longer reaches back to the snapshot; begin again")
-        entities = [message for _, _, message, _, _ in rows if message is not None and not is_blank(message)]
-        if rows:
-            last_type, last_id, _, position, walked = rows[-1]
-            if position < walked or walked == MAX_WALKED:
-                return entities, (last_type, last_id)
+        states = [state_of(row) for row in rows]
+        entities = [message for _, message in states if message is not None]
+        if rows and (rows[0][3] > len(rows) or len(rows) == MAX_WALKED):
+            return entities, states[-1][0]
         return entities, (wanted[1], "") if len(wanted) > 1 else None

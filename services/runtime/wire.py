@@ -108,11 +108,12 @@ _common_key_field = lru_cache(maxsize=8192)(_key_field)  # every entity of a typ
 
 
 def _value_field(item: Any) -> bytes:
-    value = _encode_value(item)
+    value = encode_value(item)
     return varint(len(value)) + value
 
 
-def _encode_value(item: Any) -> bytes:
+def encode_value(item: Any) -> bytes:
+    """JSON to the bytes of ``google.protobuf.Value``."""
     if isinstance(item, str):
         raw = item.encode()
         return b"\x1a" + varint(len(raw)) + raw
@@ -126,7 +127,7 @@ def _encode_value(item: Any) -> bytes:
         return _NULL
     if isinstance(item, dict):
         return delimited(5, encode_struct(item))
-    return delimited(6, b"".join(delimited(1, _encode_value(element)) for element in item))
+    return delimited(6, b"".join(delimited(1, encode_value(element)) for element in item))
 
 
 def decode_struct(message: Struct, field: str = "data") -> JsonObject:

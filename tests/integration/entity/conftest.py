@@ -23,7 +23,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from google.protobuf import json_format
 from google.rpc import error_details_pb2, status_pb2
-from strandline.entity.v1 import entity_pb2, type_service_pb2, type_service_pb2_grpc
+from strandline.entity.v1 import (
+    entity_pb2,
+    history_service_pb2,
+    history_service_pb2_grpc,
+    type_service_pb2,
+    type_service_pb2_grpc,
+)
 from strandline.entity.v1 import entity_service_pb2 as pb
 from strandline.entity.v1 import entity_service_pb2_grpc as pb_grpc
 from strandline.rpc.v1 import access_pb2
@@ -115,11 +121,13 @@ class Replica:
     channel: grpc.aio.Channel
     entities: Any = field(init=False)
     types: Any = field(init=False)
+    history: Any = field(init=False)
     log: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.entities = pb_grpc.EntityServiceStub(self.channel)
         self.types = type_service_pb2_grpc.TypeServiceStub(self.channel)
+        self.history = history_service_pb2_grpc.HistoryServiceStub(self.channel)
         self.log = log_service_pb2_grpc.LogServiceStub(self.channel)
 
     def shore(self) -> Shore:
@@ -263,6 +271,58 @@ class Shore:
             token = page.next_page_token
             if not token:
                 return ids
+
+    async def batch_get(self, ids: Sequence[str], type_id: str = "buoy", **more: Any) -> pb.BatchGetEntitiesResponse:
+        request = pb.BatchGetEntitiesRequest(parent=f"{self.parent}/types/{type_id}", ids=ids, **more)
+        call = self.replica.entities.BatchGetEntities(request, metadata=self.metadata())
+        answer: pb.BatchGetEntitiesResponse = await call
+        return answer
+
+    async def revisions(
+        self, entity_id: str, type_id: str = "buoy", **query: Any
+    ) -> history_service_pb2.ListEntityRevisionsResponse:
+        name = self.name(entity_id, type_id)
+        request = history_service_pb2.ListEntityRevisionsRequest(name=name, **query)
+        call = self.replica.history.ListEntityRevisions(request, metadata=self.metadata())
+        answer: history_service_pb2.ListEntityRevisionsResponse = await call
+        return answer
+
+    async def roll_back(
+        self, entity_id: str, to_revision: int, headers: dict[str, str] | None = None, **more: Any
+    ) -> history_service_pb2.RollbackEntityResponse:
+        request = history_service_pb2.RollbackEntityRequest(name=self.name(entity_id), to_revision=to_revision, **more)
+        call = self.replica.history.RollbackEntity(request, metadata=self.metadata(**headers or {}))
+        answer: history_service_pb2.RollbackEntityResponse = await call
+        return answer
+
+    async def diff(
+        self, entity_id: str, from_revision: int, to_revision: int = 0, type_id: str = "buoy"
+    ) -> history_service_pb2.EntityDiff:
+        """What changed in one entity."""
+        request = history_service_pb2.DiffEntityRequest(
+            name=self.name(entity_id, type_id), from_revision=from_revision, to_revision=to_revision
+        )
+        call = self.replica.history.DiffEntity(request, metadata=self.metadata())
+        answer: history_service_pb2.DiffEntityResponse = await call
+        return answer.diff
+
+    async def diff_page(self, **query: Any) -> history_service_pb2.DiffRevisionsResponse:
+        request = history_service_pb2.DiffRevisionsRequest(parent=self.parent, **query)
+        call = self.replica.history.DiffRevisions(request, metadata=self.metadata())
+        answer: history_service_pb2.DiffRevisionsResponse = await call
+        return answer
+
+    async def look_up(self, **moment: Any) -> history_service_pb2.LookupRevisionResponse:
+        request = history_service_pb2.LookupRevisionRequest(parent=self.parent, **moment)
+        call = self.replica.history.LookupRevision(request, metadata=self.metadata())
+        answer: history_service_pb2.LookupRevisionResponse = await call
+        return answer
+
+    async def export_page(self, **query: Any) -> history_service_pb2.ExportEntitiesResponse:
+        request = history_service_pb2.ExportEntitiesRequest(parent=self.parent, **query)
+        call = self.replica.history.ExportEntities(request, metadata=self.metadata())
+        answer: history_service_pb2.ExportEntitiesResponse = await call
+        return answer
 
     async def transact(self, *mutations: entity_pb2.Mutation, **more: Any) -> pb.TransactResponse:
         request = pb.TransactRequest(parent=self.parent, mutations=mutations, **more)

@@ -52,7 +52,8 @@ async def test_the_past_is_the_same_with_and_without_the_log_before_it(shore: Sh
                 f"DELETE FROM {table} WHERE namespace = '{shore.namespace.id}' AND revision <= {revision}"  # noqa: S608
             )
         keys = [("buoy", entity_id) for entity_id in ids]
-        (rows,) = await database.read(shore.namespace.id, select_states(shore.namespace.id, keys, revision))
+        states_then = select_states(shore.namespace.id, keys, revision, 2**30, show_deleted=True)
+        (rows,) = await database.read(shore.namespace.id, states_then)
         found = dict(map(state_of, rows))
         assert len(found) == len(ids)
         expected = states[revision]
