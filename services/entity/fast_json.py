@@ -19,18 +19,18 @@ class _Odd(Exception):
     """Something that the slow way must judge."""
 
 
-def parse_json(raw: bytes, field: str) -> JsonObject:
+def parse_json(raw: bytes, field: str, *, above: int = 0) -> JsonObject:
     """As ``wire.parse_json``, which see: about three times as fast for what programs usually send."""
     try:
         value = orjson.loads(raw)
         if b"\\u" not in raw and type(value) is dict:
-            keys = _settle(value, 1)
+            keys = _settle(value, 1 - above)
             colons = raw.count(b":")
             if colons == keys or colons == keys + _colons_inside(value):
                 return value
     except (ValueError, _Odd):
         pass
-    return wire.parse_json(raw, field)
+    return wire.parse_json(raw, field, above=above)
 
 
 def _settle(value: Any, depth: int) -> int:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from services.entity import api, history_api, type_api, upkeep
+from services.entity import api, history_api, import_api, type_api, upkeep
 from services.entity.catalog import Catalog
 from services.entity.expiry import Expirer
 from services.entity.exports import Exporter
 from services.entity.history import History
+from services.entity.imports import Importer
 from services.entity.index_builds import IndexBuilder
 from services.entity.ledger import EntityLedger
 from services.entity.limits import Confirmations
@@ -74,6 +75,7 @@ class EntityService:
                 Purger(self.database),
                 confirmations,
             ),
+            import_api.SERVICE: import_api.ImportHandlers(Importer(self.database, writer, confirmations), token_key),
             type_api.SERVICE: type_api.TypeHandlers(self.database, self.committer, self.builder, token_key),
             history_api.SERVICE: history_api.HistoryHandlers(
                 writer,

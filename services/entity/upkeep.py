@@ -1,17 +1,19 @@
-"""What a process does now and then: forgetting answers that are too old to be asked for again."""
+"""What a process does now and then: forgetting answers and imports that are too old to be asked for again."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 
-from services.entity import usage_store
+from services.entity import import_store, usage_store
+from services.entity.import_store import ImportKey
 from services.runtime import changelog
 from services.runtime.database import Database, Statement, pipeline
 
 logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 600.0
+ROWS_AT_ONCE = 2000
 
 
 async def forget(database: Database) -> None:
@@ -33,6 +35,7 @@ async def forget_everywhere(database: Database) -> None:
         try:
             await changelog.forget_requests(database, namespace)
             await _forget_mass_changes(database, namespace)
+            await forget_imports(database, namespace)
         except Exception as failure:
             failed[namespace] = failure
     if failed:
@@ -54,3 +57,22 @@ async def _forget_mass_changes(database: Database, namespace: str) -> None:
             Statement("SELECT set_config('app.namespace', %s, true)", (namespace,)),
             usage_store.forget_mass_changes(namespace),
         )
+
+
+async def forget_imports(database: Database, namespace: str) -> None:
+    """Remove what is known of imports that nothing was heard of for a week, in transactions of some milliseconds."""
+    (rows,) = await database.read(namespace, import_store.select_forgettable(namespace, ROWS_AT_ONCE))
+    for epoch, import_id in rows:
+        key = ImportKey(namespace, epoch, import_id)
+        for statement in (*import_store.forget_parts(key, ROWS_AT_ONCE), import_store.forget_import(key)):
+            removed = ROWS_AT_ONCE
+            while removed == ROWS_AT_ONCE:
+                async with database.connection() as connection:
+                    answers = await pipeline(
+                        connection,
+                        Statement("BEGIN"),
+                        Statement("SELECT set_config('app.namespace', %s, true)", (namespace,)),
+                        statement,
+                        Statement("COMMIT"),
+                    )
+                    removed = len(answers[2])

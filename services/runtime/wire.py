@@ -169,8 +169,11 @@ def _decode_value(value: Value, field: str, pointer: str, depth: int) -> Any:
     raise invalid_field(field, "holds a value of no kind", pointer)
 
 
-def parse_json(raw: bytes, field: str = "data_json") -> JsonObject:
-    """UTF-8 JSON to an object, by the same rules; duplicate keys are refused too."""
+def parse_json(raw: bytes, field: str = "data_json", *, above: int = 0) -> JsonObject:
+    """UTF-8 JSON to an object, by the same rules; duplicate keys are refused too.
+
+    *above* is how many levels of it are around the content, and do not count as its depth.
+    """
     try:
         value = json.loads(raw.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as failure:
@@ -178,7 +181,8 @@ def parse_json(raw: bytes, field: str = "data_json") -> JsonObject:
         raise invalid_field(field, reason) from None
     if not isinstance(value, dict):
         raise invalid_field(field, "must be a JSON object")
-    return {_checked_key(key, field, ""): _check_json(item, field, "/", key, 1) for key, item in value.items()}
+    depth = 1 - above
+    return {_checked_key(key, field, ""): _check_json(item, field, "/", key, depth) for key, item in value.items()}
 
 
 class _JsonRuleError(ValueError):

@@ -27,6 +27,7 @@ from strandline.entity.v1 import (
     entity_pb2,
     history_service_pb2,
     history_service_pb2_grpc,
+    import_service_pb2_grpc,
     type_service_pb2,
     type_service_pb2_grpc,
 )
@@ -120,12 +121,14 @@ class Replica:
     service: EntityService
     channel: grpc.aio.Channel
     entities: Any = field(init=False)
+    imports: Any = field(init=False)
     types: Any = field(init=False)
     history: Any = field(init=False)
     log: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.entities = pb_grpc.EntityServiceStub(self.channel)
+        self.imports = import_service_pb2_grpc.ImportServiceStub(self.channel)
         self.types = type_service_pb2_grpc.TypeServiceStub(self.channel)
         self.history = history_service_pb2_grpc.HistoryServiceStub(self.channel)
         self.log = log_service_pb2_grpc.LogServiceStub(self.channel)

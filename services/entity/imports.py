@@ -1,0 +1,489 @@
+"""Imports: chunks of rows, applied in their order, each row decided once and counted once.
+
+The rows of a chunk are ordinary writes of their own, remembered under the import's id and the number of their line, and
+so are their refusals: a chunk that is sent again after a crash comes to what it came to. When all its rows have an
+outcome, the chunk is recorded in the transaction that moves the import's offset: the account is the sum of recorded
+chunks. While one chunk is recorded, the next one is applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from google.rpc import status_pb2
+
+from services.entity import import_store
+from services.entity.decisions import Made
+from services.entity.import_rows import Mode, Row, RowReader
+from services.entity.import_store import Counts, ImportKey, Missing, Rejection, State, StoredImport, TakenChunk
+from services.entity.limits import GUARD_FLOOR, GUARD_SHARE, Confirmations, Limits
+from services.entity.model import EntityKey, entity_name, etag_of
+from services.entity.mutations import Kind, Mutation
+from services.entity.reads import current_head
+from services.entity.writes import Writer, Writing, Written
+from services.runtime.call import Namespace
+from services.runtime.changelog import select_head
+from services.runtime.database import Database, Statement, pipeline
+from services.runtime.errors import (
+    Aborted,
+    AlreadyExists,
+    Error,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    invalid_field,
+)
+from services.runtime.rpc import status_of_error
+from services.runtime.wire import JsonObject
+
+METHOD: Final = "ImportEntities"
+MAX_AHEAD: Final = 20_000
+"""Lines between the import's offset and a chunk that waits for its turn."""
+MAX_WAITING: Final = 16
+"""Chunks of one import that wait in a process."""
+WAIT_SECONDS: Final = 8.0
+LOOK_SECONDS: Final = 0.2
+FINISH_SECONDS: Final = 2.0
+"""How long one call compares and deletes."""
+COMPARED_AT_ONCE: Final = 5000
+DELETED_AT_ONCE: Final = 500
+SHOWN_MISSING: Final = 20
+_MAX_STATUS: Final = 1400
+"""Bytes of a rejection: 2,000 of them fit one answer."""
+_REJECTED: Final = (InvalidArgument, NotFound, AlreadyExists)
+_BLANK: Final = InvalidArgument("ROW_INVALID", "blank")
+
+
+class Chunk(NamedTuple):
+    """What one call brings. *offset* lines came before; *first_type* and *replaced_types* as in the proto."""
+
+    import_id: str
+    offset: int
+    mode: Mode
+    dry_run: bool
+    raw: bytes
+    only_type: str
+    replaced_types: tuple[str, ...]
+    finish: bool
+    operation_id: str
+
+
+class Told(NamedTuple):
+    """What is told of one row: its outcome, or the status of its refusal; in a dry run content before and after."""
+
+    line: int
+    type: str
+    id: str
+    made: int = 0
+    status: bytes = b""
+    before: JsonObject | None = None
+    after: JsonObject | None = None
+
+
+class Answer(NamedTuple):
+    """The import after a call, what its chunk came to, the rows that are told of, the newest revision it saw."""
+
+    state: StoredImport
+    counts: Counts
+    rows: Sequence[Told]
+    revision: int
+
+
+@dataclass(slots=True)
+class _Run:
+    """One import as this process serves it: how far it has applied and recorded without a break."""
+
+    applied: int = 0
+    recorded: int = 0
+    under_way: set[int] = field(default_factory=set)
+    calls: int = 0
+    moved: asyncio.Condition = field(default_factory=asyncio.Condition)
+    finishing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class _Known(NamedTuple):
+    """What is stored about an import and one of its chunks."""
+
+    state: StoredImport | None
+    chunk: TakenChunk | None
+    revision: int
+
+
+class Importer:
+    """Takes imports."""
+
+    def __init__(self, database: Database, writer: Writer, confirmations: Confirmations) -> None:
+        self._database = database
+        self._writer = writer
+        self._confirmations = confirmations
+        self._runs: dict[ImportKey, _Run] = {}
+
+    async def take(self, namespace: Namespace, actor: str, chunk: Chunk) -> Answer:
+        """Apply, record and answer a chunk, and finish the import if it says so.
+
+        Raises:
+            Error: nothing of the chunk is recorded; rows that were applied are remembered.
+        """
+        key = ImportKey(namespace.id, namespace.epoch, chunk.import_id)
+        reader = RowReader(namespace.id, chunk.mode, chunk.only_type, chunk.replaced_types)
+        rows, lines = reader.read(chunk.raw, chunk.offset)
+        run = self._runs.setdefault(key, _Run())
+        run.calls += 1
+        try:
+            answer = await self._take(run, key, namespace, actor, chunk, rows, lines)
+            if chunk.finish:
+                async with run.finishing:
+                    state = await self._finish(key, namespace, actor, chunk, chunk.offset + lines)
+                answer = answer._replace(state=state)
+            return answer
+        finally:
+            run.calls -= 1
+            if not run.calls and self._runs.get(key) is run:
+                del self._runs[key]
+
+    async def look(self, namespace: Namespace, import_id: str) -> tuple[StoredImport, int, list[str]]:
+        """An import, the namespace's revision, and the names of some missing entities.
+
+        Raises:
+            NotFound: there is no such import, or it was forgotten.
+        """
+        key = ImportKey(namespace.id, namespace.epoch, import_id)
+        head_rows, rows, missing = await self._database.read(
+            namespace.id,
+            select_head(namespace.id),
+            import_store.select_import(key),
+            import_store.select_missing(key, SHOWN_MISSING),
+        )
+        state = import_store.import_of(rows)
+        if state is None:
+            raise NotFound("NOT_FOUND", f"there is no import {import_id}")
+        names = [entity_name(namespace.id, EntityKey(type_id, entity_id)) for type_id, entity_id, _ in missing]
+        return state, current_head(namespace, head_rows).revision, names
+
+    async def rejections(self, namespace: Namespace, import_id: str, after_line: int, limit: int) -> list[Rejection]:
+        """Up to *limit* rejections of lines after *after_line*."""
+        key = ImportKey(namespace.id, namespace.epoch, import_id)
+        (rows,) = await self._database.read(namespace.id, import_store.select_rejections(key, after_line, 2**62, limit))
+        return [Rejection(*row) for row in rows]
+
+    async def _take(
+        self, run: _Run, key: ImportKey, namespace: Namespace, actor: str, chunk: Chunk, rows: list[Row], lines: int
+    ) -> Answer:
+        digest = hashlib.blake2b(f"{chunk.only_type}\n".encode() + chunk.raw, digest_size=16).digest()
+        known = await self._known(key, namespace, actor, chunk)
+        if lines:
+            known = await self._await_turn(run, key, namespace, actor, chunk, known)
+        if known.chunk is not None and lines:
+            return await self._as_recorded(key, namespace, actor, chunk, known, rows, lines, digest)
+        if known.state is None and chunk.offset == 0:
+            known = await self._begin(key, namespace, actor, chunk)
+        if known.state is None or (not lines and known.state.next_offset != chunk.offset):
+            raise _wrong_offset(known.state.next_offset if known.state else 0)
+        if chunk.operation_id:
+            known = await self._confirm(key, namespace, actor, chunk)
+        assert known.state is not None
+        if not lines:
+            return Answer(known.state, Counts(), (), known.revision)
+        if known.state.state != State.RUNNING:
+            raise FailedPrecondition("IMPORT_FINISHED", "the import takes no more chunks")
+        run.under_way.add(chunk.offset)
+        try:
+            told, counts, revision = await self._apply(namespace, actor, chunk, known.state, rows, lines)
+            run.applied = max(run.applied, chunk.offset + lines)
+            await _tell(run)
+            taken = TakenChunk(lines, digest, counts)
+            state = await self._record(run, key, namespace, chunk, taken, rows, told)
+            run.recorded = max(run.recorded, state.next_offset)
+        finally:
+            run.under_way.discard(chunk.offset)
+            await _tell(run)
+        shown = told if chunk.dry_run else [row for row in told if row.status]
+        return Answer(state, counts, shown, max(revision, known.revision))
+
+    async def _known(self, key: ImportKey, namespace: Namespace, actor: str, chunk: Chunk) -> _Known:
+        """What is stored; refuses a chunk that belongs to another import than its id says."""
+        head_rows, rows, chunk_rows = await self._database.read(
+            namespace.id,
+            select_head(namespace.id),
+            import_store.select_import(key),
+            import_store.select_chunk(key, chunk.offset),
+        )
+        state = import_store.import_of(rows)
+        if state is not None:
+            if state.principal != actor:
+                raise AlreadyExists("ALREADY_EXISTS", "somebody else has begun an import of that id")
+            if (state.mode, state.dry_run) != (chunk.mode, chunk.dry_run):
+                raise invalid_field("mode", "the import was begun in another mode; mode and dry_run stay as they were")
+            if tuple(state.replaced_types) != chunk.replaced_types:
+                raise invalid_field("replaced_types", "the import was begun with other types")
+        return _Known(state, import_store.chunk_of(chunk_rows), current_head(namespace, head_rows).revision)
+
+    async def _begin(self, key: ImportKey, namespace: Namespace, actor: str, chunk: Chunk) -> _Known:
+        begin = import_store.begin_import(key, actor, chunk.mode, chunk.dry_run, chunk.replaced_types)
+        await self._in_transaction(namespace, begin)
+        return await self._known(key, namespace, actor, chunk)
+
+    async def _confirm(self, key: ImportKey, namespace: Namespace, actor: str, chunk: Chunk) -> _Known:
+        """Keep what the call confirms: it holds for the whole import, however long that takes."""
+        types = self._confirmations.confirmed(namespace, actor, chunk.operation_id)
+        await self._in_transaction(namespace, import_store.confirm(key, sorted(types)))
+        return await self._known(key, namespace, actor, chunk)
+
+    def _check_guard(self, key: ImportKey, actor: str, state: StoredImport) -> None:
+        """Refuse to delete a great part of what there is, unless it was confirmed, before the first of it is gone."""
+        types = state.replaced_types or state.named_types
+        limit = max(GUARD_FLOOR, int(state.compared * GUARD_SHARE))
+        if state.missing > limit and not set(types) <= set(state.confirmed_types):
+            raise FailedPrecondition(
+                "MASS_CHANGE_REFUSED",
+                f"the import would delete {state.missing} of {state.compared} entities; repeat it with "
+                "confirm_operation_id if you mean it",
+                operation_id=self._confirmations.issue(key.namespace, key.epoch, actor, types),
+                changed=str(state.missing),
+                limit=str(limit),
+            )
+
+    async def _await_turn(
+        self, run: _Run, key: ImportKey, namespace: Namespace, actor: str, chunk: Chunk, known: _Known
+    ) -> _Known:
+        """Wait until every chunk before this one is applied and nobody applies this one, or it is recorded."""
+        offset = chunk.offset
+        deadline = time.monotonic() + WAIT_SECONDS
+        while True:
+            if known.state is not None:
+                run.recorded = max(run.recorded, known.state.next_offset)
+                run.applied = max(run.applied, run.recorded)
+            if known.chunk is not None or (offset not in run.under_way and run.recorded <= offset <= run.applied):
+                return known
+            out_of_reach = offset < run.recorded or offset - run.applied > MAX_AHEAD
+            if out_of_reach or run.calls > MAX_WAITING or time.monotonic() > deadline:
+                raise _wrong_offset(run.recorded)
+            moved = await _moved(run)
+            if not moved or known.state is None or offset < run.recorded:
+                known = await self._known(key, namespace, actor, chunk)
+
+    async def _as_recorded(
+        self,
+        key: ImportKey,
+        namespace: Namespace,
+        actor: str,
+        chunk: Chunk,
+        known: _Known,
+        rows: list[Row],
+        lines: int,
+        digest: bytes,
+    ) -> Answer:
+        """The answer of a chunk that was taken before."""
+        assert known.state is not None
+        assert known.chunk is not None
+        if known.chunk.lines != lines:
+            raise _wrong_offset(known.state.next_offset)
+        if known.chunk.digest != digest:
+            raise InvalidArgument("REQUEST_ID_REUSED", "the import has other lines at that offset", field="rows")
+        if chunk.dry_run:
+            told, _, _ = await self._apply(namespace, actor, chunk, known.state, rows, lines)
+        else:
+            (rejected,) = await self._database.read(
+                namespace.id, import_store.select_rejections(key, chunk.offset, chunk.offset + lines, lines)
+            )
+            told = [Told(line, type_id, entity_id, status=status) for line, type_id, entity_id, status in rejected]
+        return Answer(known.state, known.chunk.counts, told, known.revision)
+
+    async def _apply(
+        self, namespace: Namespace, actor: str, chunk: Chunk, state: StoredImport, rows: list[Row], lines: int
+    ) -> tuple[list[Told], Counts, int]:
+        """Write *rows*; what is to be told of each that did anything, the counts, and the newest revision."""
+        asked: list[Mutation | Error] = [_BLANK] * lines
+        for row in rows:
+            asked[row.line - chunk.offset - 1] = row.mutation
+        limits = _limits(namespace, chunk.import_id, state)
+        writing = Writing(namespace, actor, METHOD, chunk.import_id, chunk.dry_run, limits, remembers_refusals=True)
+        outcomes = await self._writer.batch(writing, asked, first=chunk.offset)
+        told: list[Told] = []
+        numbers = dict.fromkeys((Made.CREATED, Made.UPDATED, Made.UNCHANGED), 0)
+        revision = 0
+        for row in rows:
+            outcome = outcomes[row.line - chunk.offset - 1]
+            if isinstance(outcome, Written):
+                revision = max(revision, outcome.revision)
+                if not outcome.refusal:
+                    made = Made(outcome.outcomes[0].made)
+                    numbers[made] += 1
+                    if made != Made.UNCHANGED:
+                        told.append(Told(row.line, row.type, row.id, made))
+                    continue
+                status = status_pb2.Status.FromString(outcome.refusal)
+            elif outcome is row.mutation:
+                status = status_of_error(row.mutation)
+            else:
+                raise outcome
+            told.append(Told(row.line, row.type, row.id, status=_short(status)))
+        inserted, updated, unchanged = numbers.values()
+        return told, Counts(inserted, updated, unchanged, len(rows) - inserted - updated - unchanged), revision
+
+    async def _record(
+        self,
+        run: _Run,
+        key: ImportKey,
+        namespace: Namespace,
+        chunk: Chunk,
+        taken: TakenChunk,
+        rows: Sequence[Row],
+        told: Sequence[Told],
+    ) -> StoredImport:
+        """Record a chunk behind all those before it."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while run.recorded < chunk.offset:
+            if time.monotonic() > deadline:
+                raise Unavailable("OVERLOADED", "the chunk before is not recorded yet; retry")
+            await _moved(run)
+        named = [row for row in rows if row.is_named] if chunk.mode == Mode.REPLACE_SET else []
+        statements = import_store.record_chunk(
+            key,
+            chunk.offset,
+            taken,
+            [Rejection(row.line, row.type, row.id, row.status) for row in told if row.status],
+            sum(not row.is_named for row in rows),
+            [EntityKey(row.type, row.id) for row in named],
+        )
+        *_, state_rows, chunk_rows = await self._in_transaction(
+            namespace, *statements, import_store.select_import(key), import_store.select_chunk(key, chunk.offset)
+        )
+        state, recorded = import_store.import_of(state_rows), import_store.chunk_of(chunk_rows)
+        if state is None or recorded is None or recorded.digest != taken.digest:
+            raise _wrong_offset(state.next_offset if state is not None else 0)
+        return state
+
+    async def _finish(self, key: ImportKey, namespace: Namespace, actor: str, chunk: Chunk, lines: int) -> StoredImport:
+        """Do what is left after *lines* lines, as far as one call is meant to go."""
+        deadline = time.monotonic() + FINISH_SECONDS
+        state = await self._state(key, namespace)
+        if state.next_offset != lines:
+            raise _wrong_offset(state.next_offset)
+        while state.state != State.FINISHED and time.monotonic() < deadline:
+            if state.state == State.RUNNING:
+                await self._end_rows(key, namespace, state)
+            elif state.state == State.COMPARING:
+                await self._compare(key, namespace, actor, state)
+            else:
+                await self._delete_missing(key, namespace, actor, state)
+            state = await self._state(key, namespace)
+        return state
+
+    async def _state(self, key: ImportKey, namespace: Namespace) -> StoredImport:
+        (rows,) = await self._database.read(namespace.id, import_store.select_import(key))
+        state = import_store.import_of(rows)
+        if state is None:
+            raise _wrong_offset(0)
+        return state
+
+    async def _end_rows(self, key: ImportKey, namespace: Namespace, state: StoredImport) -> None:
+        if state.mode == Mode.REPLACE_SET and state.unnamed:
+            raise FailedPrecondition(
+                "IMPORT_INCOMPLETE",
+                f"{state.unnamed} rows do not say which entity they are about, so what is missing is not known; mend "
+                "them and import again",
+                rejected=str(state.unnamed),
+            )
+        after = State.COMPARING if state.mode == Mode.REPLACE_SET else State.FINISHED
+        await self._in_transaction(namespace, import_store.change_state(key, State.RUNNING, after, state.next_offset))
+
+    async def _compare(self, key: ImportKey, namespace: Namespace, actor: str, state: StoredImport) -> None:
+        """Look at some live entities of the replaced types; behind the last one, decide whether to delete."""
+        types = [
+            type_id for type_id in sorted(state.replaced_types or state.named_types) if type_id >= state.compared_type
+        ]
+        place = (state.compared_type, state.compared_id)
+        for type_id in types:
+            (rows,) = await self._in_transaction(namespace, import_store.compare(key, type_id, place, COMPARED_AT_ONCE))
+            if rows[0][0]:
+                return
+            place = (type_id, place[1] if place[0] == type_id else "")
+        if not state.dry_run and namespace.mass_change_guard:
+            self._check_guard(key, actor, state)
+        after = State.FINISHED if state.dry_run else State.DELETING
+        await self._in_transaction(namespace, import_store.change_state(key, State.COMPARING, after, state.next_offset))
+
+    async def _delete_missing(self, key: ImportKey, namespace: Namespace, actor: str, state: StoredImport) -> None:
+        """Delete some of the missing entities. One that has changed since it was found is left alone."""
+        (rows,) = await self._database.read(namespace.id, import_store.select_missing(key, DELETED_AT_ONCE))
+        missing = [Missing(EntityKey(type_id, entity_id), revision) for type_id, entity_id, revision in rows]
+        if not missing:
+            await self._in_transaction(
+                namespace, import_store.change_state(key, State.DELETING, State.FINISHED, state.next_offset)
+            )
+            return
+        mutations = [
+            Mutation(Kind.DELETE, entity_name(namespace.id, item.key), item.key, "name", etag=etag_of(item.revision))
+            for item in missing
+        ]
+        # The first of them has the same number in every try, so that one that was deleted before a crash is counted.
+        limits = _limits(namespace, key.id, state)
+        writing = Writing(namespace, actor, METHOD, f"{key.id}.delete", limits=limits)
+        deleted = 0
+        for outcome in await self._writer.batch(writing, mutations, first=state.handled):
+            if isinstance(outcome, Written):
+                deleted += outcome.outcomes[0].made == Made.DELETED
+            elif not isinstance(outcome, (Aborted, NotFound)):
+                raise outcome
+        await self._in_transaction(
+            namespace, import_store.record_handled(key, state.handled, [item.key for item in missing], deleted)
+        )
+
+    async def _in_transaction(self, namespace: Namespace, *statements: Statement) -> list[list[tuple[object, ...]]]:
+        """The rows of *statements*, committed."""
+        async with self._database.connection() as connection:
+            try:
+                rows = await pipeline(
+                    connection,
+                    Statement("BEGIN"),
+                    Statement("SELECT set_config('app.namespace', %s, true)", (namespace.id,)),
+                    *statements,
+                    Statement("COMMIT"),
+                )
+            except BaseException:
+                if not connection.closed:
+                    await connection.rollback()
+                raise
+            return rows[2:-1]
+
+
+async def _moved(run: _Run) -> bool:
+    """Wait until the import moves in this process; not for long, because it may move in another one."""
+    try:
+        async with asyncio.timeout(LOOK_SECONDS), run.moved:
+            await run.moved.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _tell(run: _Run) -> None:
+    async with run.moved:
+        run.moved.notify_all()
+
+
+def _wrong_offset(next_offset: int) -> FailedPrecondition:
+    return FailedPrecondition(
+        "IMPORT_OFFSET", f"the import goes on at offset {next_offset}", next_offset=str(next_offset)
+    )
+
+
+def _limits(namespace: Namespace, import_id: str, state: StoredImport) -> Limits:
+    return Limits(namespace.quota, namespace.mass_change_guard, frozenset(state.confirmed_types), import_id)
+
+
+def _short(status: status_pb2.Status) -> bytes:
+    """A refusal that takes little room: with its reason, and as many of its violations as fit."""
+    serialized: bytes = status.SerializeToString()
+    if len(serialized) > _MAX_STATUS:
+        del status.details[1:]
+        status.message = status.message[: _MAX_STATUS // 4]
+        serialized = status.SerializeToString()
+    return serialized
