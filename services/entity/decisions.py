@@ -240,6 +240,7 @@ class _Step:
             rendered.json,
             message,
             self._due() != (expire_time if delete_time is None else None),
+            self.current is None,
             removed,
             added,
         )

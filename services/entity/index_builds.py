@@ -152,7 +152,7 @@ class _Step:
             return self._fail(type_, index, "a value is beyond the limits of an index", refused)
         if index.spec.unique and (twice := await self._find_twice(index, rows)):
             return self._fail(type_, index, "entities have the same values", twice)
-        statements = [store.insert_entries(self._namespace, sorted(entries))] if entries else []
+        statements = [store.fill_entries(self._namespace, sorted(entries))] if entries else []
         if len(rows) == ENTITIES_AT_ONCE:
             return [*statements, type_store.advance_job(self._namespace, index.id, rows[-1][0])]
         logger.info("an index of %s in %s is ready", type_id, self._namespace)

@@ -11,7 +11,7 @@ from services.entity.catalog import Catalog, missing_type
 from services.entity.content import CompiledType, Entry
 from services.entity.decisions import Effect, Outcome, Prepared, Stale, decide
 from services.entity.limits import UNLIMITED, Confirmations, Counters, Delta, Limits
-from services.entity.model import EntityKey, StoredEntity, etag_of, last_changed_by
+from services.entity.model import EntityKey, IndexState, StoredEntity, etag_of, last_changed_by
 from services.entity.preconditions import Precondition
 from services.entity.store import EntityRow
 from services.entity.type_changes import TypeChange, TypeRound
@@ -142,7 +142,7 @@ class EntityRound:
     def writes(self, accepted: Sequence[tuple[EntityUnit, Stamp]]) -> Sequence[Statement]:
         """See ``committer.Round``."""
         rows = [row for unit, _ in accepted for row in self._rows.get(id(unit), ())]
-        statements = store.write_entities(self.namespace, rows) if rows else []
+        statements = store.write_entities(self.namespace, rows, self._building()) if rows else []
         if rows:
             assert self.counters is not None
             writes = [unit for unit, _ in accepted if isinstance(unit, Write)]
@@ -150,6 +150,15 @@ class EntityRound:
         if self.type_round is not None:
             statements += self.type_round.writes(unit for unit, _ in accepted if isinstance(unit, TypeChange))
         return statements
+
+    def _building(self) -> frozenset[int]:
+        """Indexes that are being filled."""
+        return frozenset(
+            index.id
+            for compiled in self.types.values()
+            for index in compiled.maintained
+            if index.state == IndexState.BUILDING
+        )
 
     def _effect(self, unit: Write, place: int, write: Prepared, stamp: Stamp) -> Effect:
         key = write.mutation.key

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, LiteralString, NamedTuple
 
 from services.entity.content import Entry
 from services.entity.model import EntityKey, StoredEntity
@@ -27,7 +27,8 @@ from services.runtime.database import (
 class EntityRow(NamedTuple):
     """An entity as it will be stored, and the index entries (deleted, entry) that it leaves and takes.
 
-    ``due_moved``: the moment at which it is to expire while it lives (or never) is another one than before.
+    ``due_moved``: the moment at which it is to expire while it lives (or never) is another one than before. ``new``:
+    nothing is stored under the key, not even a deleted entity.
     """
 
     key: EntityKey
@@ -40,8 +41,21 @@ class EntityRow(NamedTuple):
     json: bytes
     message: bytes
     due_moved: bool
+    new: bool
     removed: Collection[tuple[bool, Entry]]
     added: Collection[tuple[bool, Entry]]
+
+
+_INSERT_ENTITIES: Final[LiteralString] = """INSERT INTO entities (namespace, type, id, uid, revision, create_time,
+    delete_time, expire_time, created_by, data, message)
+SELECT %s, * FROM unnest(%s::text[], %s::text[], %s::text[], %s::int8[], %s::timestamptz[], %s::timestamptz[],
+    %s::timestamptz[], %s::text[], %s::jsonb[], %s::bytea[])"""
+_OR_REPLACE: Final[LiteralString] = """ ON CONFLICT (namespace, type, id) DO UPDATE SET uid = excluded.uid,
+    revision = excluded.revision, create_time = excluded.create_time, delete_time = excluded.delete_time,
+    expire_time = excluded.expire_time, created_by = excluded.created_by, data = excluded.data,
+    message = excluded.message"""
+_INSERT_ENTRIES: Final[LiteralString] = """INSERT INTO index_entries (namespace, index_id, deleted, key, id)
+SELECT %s, * FROM unnest(%s::int8[], %s::bool[], %s::bytea[], %s::text[])"""
 
 
 def select_entities(namespace: str, keys: Sequence[EntityKey]) -> Statement:
@@ -71,33 +85,17 @@ def select_holders(namespace: str, entries: Collection[Entry]) -> Statement:
     )
 
 
-def write_entities(namespace: str, rows: Sequence[EntityRow]) -> list[Statement]:
-    """Statements that store *rows*, all of different entities, and move their index entries."""
-    statements = [
-        Statement(
-            """INSERT INTO entities (namespace, type, id, uid, revision, create_time, delete_time, expire_time,
-                created_by, data, message)
-            SELECT %s, * FROM unnest(%s::text[], %s::text[], %s::text[], %s::int8[], %s::timestamptz[],
-                %s::timestamptz[], %s::timestamptz[], %s::text[], %s::jsonb[], %s::bytea[])
-            ON CONFLICT (namespace, type, id) DO UPDATE SET uid = excluded.uid, revision = excluded.revision,
-                create_time = excluded.create_time, delete_time = excluded.delete_time,
-                expire_time = excluded.expire_time, created_by = excluded.created_by, data = excluded.data,
-                message = excluded.message""",
-            (
-                namespace,
-                packed_text(row.key.type for row in rows),
-                packed_text(row.key.id for row in rows),
-                packed_text(row.uid for row in rows),
-                packed_int8(row.revision for row in rows),
-                packed_timestamptz(row.create_time for row in rows),
-                packed_timestamptz(row.delete_time for row in rows),
-                packed_timestamptz(row.expire_time for row in rows),
-                packed_text(row.created_by for row in rows),
-                packed_jsonb(row.json for row in rows),
-                packed_bytea(row.message for row in rows),
-            ),
-        )
-    ]
+def write_entities(namespace: str, rows: Sequence[EntityRow], building: Collection[int]) -> list[Statement]:
+    """Statements that store *rows*, all of different entities, and move their index entries.
+
+    What the lock has shown to be new is inserted without asking again, which would take a second walk down each index.
+    Only in the indexes *building* may an entry be there already.
+    """
+    statements = []
+    if new := [row for row in rows if row.new]:
+        statements.append(_put_entities(_INSERT_ENTITIES, namespace, new))
+    if known := [row for row in rows if not row.new]:
+        statements.append(_put_entities(_INSERT_ENTITIES + _OR_REPLACE, namespace, known))
     # In the order of the primary key, so that neighbours are written to the same pages.
     removed = sorted((index_id, dead, key, row.key.id) for row in rows for dead, (index_id, key) in row.removed)
     if removed:
@@ -112,11 +110,33 @@ def write_entities(namespace: str, rows: Sequence[EntityRow]) -> list[Statement]
             )
         )
     added = sorted((index_id, dead, key, row.key.id) for row in rows for dead, (index_id, key) in row.added)
+    if perhaps_there := [entry for entry in added if entry[0] in building]:
+        statements.append(fill_entries(namespace, perhaps_there))
+        added = [entry for entry in added if entry[0] not in building]
     if added:
-        statements.append(insert_entries(namespace, added))
+        statements.append(Statement(_INSERT_ENTRIES, (namespace, *_entry_columns(added))))
     if moved := [row for row in rows if row.due_moved]:
         statements += _move_expirations(namespace, moved)
     return statements
+
+
+def _put_entities(sql: LiteralString, namespace: str, rows: Sequence[EntityRow]) -> Statement:
+    return Statement(
+        sql,
+        (
+            namespace,
+            packed_text(row.key.type for row in rows),
+            packed_text(row.key.id for row in rows),
+            packed_text(row.uid for row in rows),
+            packed_int8(row.revision for row in rows),
+            packed_timestamptz(row.create_time for row in rows),
+            packed_timestamptz(row.delete_time for row in rows),
+            packed_timestamptz(row.expire_time for row in rows),
+            packed_text(row.created_by for row in rows),
+            packed_jsonb(row.json for row in rows),
+            packed_bytea(row.message for row in rows),
+        ),
+    )
 
 
 def _move_expirations(namespace: str, rows: Sequence[EntityRow]) -> list[Statement]:
@@ -155,13 +175,9 @@ def _move_expirations(namespace: str, rows: Sequence[EntityRow]) -> list[Stateme
     return statements
 
 
-def insert_entries(namespace: str, entries: Sequence[tuple[int, bool, bytes, str]]) -> Statement:
+def fill_entries(namespace: str, entries: Sequence[tuple[int, bool, bytes, str]]) -> Statement:
     """Insert (index id, deleted, key, id); an entry that is there already is no error (an index being filled)."""
-    return Statement(
-        """INSERT INTO index_entries (namespace, index_id, deleted, key, id)
-        SELECT %s, * FROM unnest(%s::int8[], %s::bool[], %s::bytea[], %s::text[]) ON CONFLICT DO NOTHING""",
-        (namespace, *_entry_columns(entries)),
-    )
+    return Statement(_INSERT_ENTRIES + " ON CONFLICT DO NOTHING", (namespace, *_entry_columns(entries)))
 
 
 def _entry_columns(entries: Sequence[tuple[int, bool, bytes, str]]) -> tuple[object, ...]:

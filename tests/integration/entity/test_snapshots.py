@@ -218,7 +218,7 @@ async def test_a_step_on_an_index_that_is_under_way_leaves_nothing_in_a_purged_n
         await connection.execute(changelog.LOCK_HEAD, (shore.namespace.id,))
         purging = asyncio.create_task(purge_all(replica, shore.namespace))
         await asyncio.sleep(0.3)
-        await pipeline(connection, store.insert_entries(shore.namespace.id, [(1, False, b"key", "b1")]))
+        await pipeline(connection, store.fill_entries(shore.namespace.id, [(1, False, b"key", "b1")]))
     await purging
     left = "SELECT count(*) FROM index_entries WHERE namespace = %s"
     assert await replica.deployment.rows(left, shore.namespace.id) == [(0,)]
