@@ -22,6 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+schemas = typer.Typer(help="Work on schemas of types; needs nothing that runs.", no_args_is_help=True)
+app.add_typer(schemas, name="schema")
 
 
 @app.command()
@@ -174,6 +176,33 @@ def watch(
         asyncio.run(follow())
     except (ApiError, FeedEnded, FeedViolation) as failure:
         _refuse(str(failure))
+
+
+@schemas.command("check")
+def check_schema(
+    old: Annotated[Path, typer.Argument(help="The schema in force, a file of JSON.", show_default=False)],
+    new: Annotated[Path, typer.Argument(help="Its successor.", show_default=False)],
+    mode: Annotated[
+        str, typer.Option(help="NONE, BACKWARD, FORWARD or FULL, also with _TRANSITIVE.", show_default=True)
+    ] = "BACKWARD",
+    as_written: Annotated[
+        bool, typer.Option("--as-written", help="Take 2020-12 schemas as they are, not closed at the top as types are.")
+    ] = False,
+) -> None:
+    """Say whether one schema may follow another, as the service would, without one.
+
+    Prints {"compatible", "differences": [{"rule", "path", "message"}]}. Exit code 0 when it may, 1 when it may not, 2
+    when a file holds no schema.
+    """
+    from strandline_cli.schema_command import Unreadable, check
+
+    try:
+        answer = check(old, new, mode, as_written=as_written)
+    except Unreadable as failure:
+        print(failure, file=sys.stderr)
+        raise typer.Exit(2) from None
+    print(json.dumps(answer, indent=2, ensure_ascii=False))
+    raise typer.Exit(0 if answer["compatible"] else 1)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import Any, Final
 import jsonschema_rs
 import orjson
 
+from services.entity.compatibility import as_type
 from services.entity.schema_cost import check_cost, follow
 from services.runtime.errors import InvalidArgument, Violation, invalid_field
 from services.runtime.filters.ast import Path
@@ -64,10 +65,8 @@ def compile_schema(schema: JsonObject) -> Validator:
 
 def closed(schema: JsonObject) -> JsonObject:
     """*schema* as it is applied."""
-    if "additionalProperties" in schema or "unevaluatedProperties" in schema:
-        return schema
     # Without "properties" the library forgets which field it refuses.
-    return {"properties": {}, **schema, "additionalProperties": False}
+    return {"properties": {}, **as_type(schema)}
 
 
 def violation_error(validator: Validator, data: JsonObject, field: str) -> InvalidArgument:

@@ -10,8 +10,9 @@ import orjson
 
 from services.entity import type_store
 from services.entity.catalog import missing_type
-from services.entity.compatibility import BACKWARD, check_compatible
+from services.entity.compatibility import Mode
 from services.entity.content import canonical
+from services.entity.evolution import check_compatible
 from services.entity.index_keys import parse_index
 from services.entity.model import EntityType, Index, IndexState, encode_type, type_name
 from services.entity.schemas import field_types
@@ -112,7 +113,7 @@ class TypeRound:
             id=change.type_id,
             generation=0,
             schema_version=1,
-            compatibility=change.compatibility or BACKWARD,
+            compatibility=change.compatibility or Mode.BACKWARD,
             schema=schema,
             indexes=self._indexes(change, schema, change.indexes or (), ()),
             revision=stamp.revision,
@@ -126,7 +127,7 @@ class TypeRound:
         schema, version = stored.schema, stored.schema_version
         if change.schema is not None and canonical(change.schema) != canonical(schema):
             versions = [orjson.loads(text) for text in self._schemas[stored.id]]
-            check_compatible(compatibility, versions, change.schema)
+            check_compatible(Mode(compatibility), versions, change.schema)
             schema, version = change.schema, version + 1
         declared = change.indexes
         if declared is None:

@@ -160,7 +160,8 @@ async def test_a_change_that_could_refuse_old_data_is_refused_with_its_places(sh
     }
     failure = await refusal(shore.change_type(schema=narrower))
     assert error_info(failure).reason == "INCOMPATIBLE_SCHEMA"
-    assert pointers(failure) == ["/required", "/properties/country", "/properties/tags"]
+    assert pointers(failure) == ["/properties/country/maxLength", "/required", "/properties/tags"]
+    assert error_info(failure).metadata["allowed_by"] == "NONE"
     type_ = await shore.change_type(schema=narrower, compatibility="NONE")
     assert type_.schema_version == 2
 

@@ -1,4 +1,4 @@
-"""Which schemas are accepted, what they say about fields, and which may follow which."""
+"""Which schemas are accepted, and what they say about fields."""
 
 from __future__ import annotations
 
@@ -7,16 +7,8 @@ from typing import Any
 
 import pytest
 
-from services.entity.compatibility import (
-    BACKWARD,
-    BACKWARD_TRANSITIVE,
-    FORWARD,
-    FULL,
-    NONE,
-    check_compatible,
-)
 from services.entity.schemas import check_schema, compile_schema, field_types, violation_error
-from services.runtime.errors import FailedPrecondition, InvalidArgument
+from services.runtime.errors import InvalidArgument
 
 TEXT = {"type": "string"}
 NODE = {
@@ -111,43 +103,3 @@ def test_field_types_are_read_through_references() -> None:
     assert types[("tags", "[]")] == {"string"}
     assert types[("first", "next", "value")] == {"number", "null"}
     assert ("any",) not in types
-
-
-OLD = closed(a=TEXT, b=closed(c=TEXT))
-
-
-@pytest.mark.parametrize(
-    ("compatibility", "new", "places"),
-    [
-        (BACKWARD, OLD, []),
-        (BACKWARD, {**OLD, "title": "A buoy"}, []),
-        (BACKWARD, closed(**OLD["properties"], d=TEXT), []),
-        (BACKWARD, {**closed(**OLD["properties"], d=TEXT), "required": ["d"]}, ["/required"]),
-        (BACKWARD, closed(a=TEXT), ["/properties/b"]),
-        (BACKWARD, closed(a={"type": "integer"}, b=closed(c=TEXT)), ["/properties/a"]),
-        (BACKWARD, closed(a=TEXT, b=closed(c=TEXT, d=TEXT)), ["/properties/b/properties/d"]),
-        (BACKWARD, {**OLD, "minProperties": 1}, ["/minProperties"]),
-        (BACKWARD, closed(a={"type": "string", "const": 1}, b=closed(c=TEXT)), ["/properties/a"]),
-        (FORWARD, closed(**OLD["properties"], d=TEXT), ["/properties/d"]),
-        (FORWARD, closed(a=TEXT), []),
-        (FORWARD, {**OLD, "required": ["a"]}, []),
-        (FULL, closed(**OLD["properties"], d=TEXT), ["/properties/d"]),
-        (FULL, {**OLD, "description": "x"}, []),
-        (NONE, {"type": "object", "minProperties": 9}, []),
-    ],
-)
-def test_what_may_follow_what(compatibility: int, new: dict[str, Any], places: list[str]) -> None:
-    if not places:
-        check_compatible(compatibility, [OLD], new)
-        return
-    with pytest.raises(FailedPrecondition) as raised:
-        check_compatible(compatibility, [OLD], new)
-    assert raised.value.reason == "INCOMPATIBLE_SCHEMA"
-    assert [violation.pointer for violation in raised.value.violations] == places
-
-
-def test_transitive_looks_at_all_versions() -> None:
-    versions = [closed(a=TEXT), closed(a=TEXT, b={"type": "integer"}), closed(a=TEXT)]
-    check_compatible(BACKWARD, versions, closed(a=TEXT, b=TEXT))
-    with pytest.raises(FailedPrecondition):
-        check_compatible(BACKWARD_TRANSITIVE, versions, closed(a=TEXT, b=TEXT))

@@ -1,0 +1,46 @@
+"""`strandline schema check`: two files in, the service's own answer out, with no service."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from services.entity.compatibility import Comparison, Mode, NotASchema, as_type
+
+
+class Unreadable(Exception):
+    """A file, or the mode, cannot be used; the text says which and why."""
+
+
+def check(old: Path, new: Path, mode: str, *, as_written: bool) -> dict[str, Any]:
+    """Whether *new* may follow *old*, ready to be printed as JSON.
+
+    Raises:
+        Unreadable: one of them holds no JSON Schema, or there is no such mode.
+    """
+    if mode.upper() not in Mode.__members__:
+        raise Unreadable(f"there is no mode {mode}; the modes are {', '.join(Mode.__members__)}")
+    before, after = (_read(path, as_written) for path in (old, new))
+    # Each alone first, so that the message can say which file it is about.
+    for path, schema in ((old, before), (new, after)):
+        try:
+            Comparison([], schema)
+        except NotASchema as failure:
+            raise Unreadable(f"{path}: {failure.pointer or '/'}: {failure.message}") from None
+    differences = Comparison([before], after).differences(Mode[mode.upper()])
+    return {"compatible": not differences, "differences": [one._asdict() for one in differences]}
+
+
+def _read(path: Path, as_written: bool) -> Any:
+    try:
+        schema = json.loads(path.read_bytes(), parse_constant=_refuse)
+    except OSError as failure:
+        raise Unreadable(f"{path}: {failure.strerror}") from None
+    except (ValueError, RecursionError) as failure:
+        raise Unreadable(f"{path}: no JSON: {failure}") from None
+    return schema if as_written else as_type(schema)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON number")

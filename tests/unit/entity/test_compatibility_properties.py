@@ -1,0 +1,108 @@
+"""The checker against generated documents: what it calls compatible is, and it always answers."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from services.entity.compatibility import MAX_STEPS, Comparison, Mode, NotASchema
+from services.entity.schemas import compile_schema
+from tests.unit.entity.random_schemas import Documents, Schemas
+
+RANDOM = st.randoms(use_true_random=False)
+BOUNDED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def compiled(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
+    return jsonschema_rs.Draft202012Validator(schema, pattern_options=jsonschema_rs.RegexOptions(), offline=True)
+
+
+@BOUNDED
+@given(RANDOM)
+@example(Random(145837))
+def test_what_was_valid_stays_valid_when_the_checker_says_so(random: Random) -> None:
+    schemas, documents = Schemas(random), Documents(random)
+    old = schemas.schema()
+    new = schemas.changed(old) if random.random() < 0.85 else schemas.schema()
+    try:
+        differences = Comparison([old], new).differences(Mode.BACKWARD)
+    except NotASchema:
+        return  # a reference that leads back to itself for the same value; types may not have one either
+    if differences:
+        return
+    before, after = compiled(old), compiled(new)
+    for _ in range(40):
+        document = documents.near(old, old)
+        assert after.is_valid(document) or not before.is_valid(document), (old, new, document)
+
+
+@BOUNDED
+@given(RANDOM)
+def test_a_schema_is_compatible_with_itself(random: Random) -> None:
+    schema = Schemas(random).schema()
+    try:
+        comparison = Comparison([schema], schema)
+    except NotASchema:
+        return
+    assert comparison.differences(Mode.FULL) == []
+
+
+def test_a_type_may_become_open_but_not_closed_again() -> None:
+    closed: dict[str, Any] = {"type": "object", "properties": {"a": {}}}
+    assert not compile_schema(closed).is_valid({"b": 1})
+    opened = {**closed, "additionalProperties": True}
+    assert not Comparison([{**closed, "additionalProperties": False}], opened).differences(Mode.BACKWARD)
+    assert Comparison([opened], {**closed, "additionalProperties": False}).differences(Mode.BACKWARD)
+
+
+def product(groups: int, width: int, offset: int) -> dict[str, Any]:
+    """*width* to the power of *groups* combinations."""
+    groups_ = [[{"required": [f"a{group}_{place + offset}"]} for place in range(width)] for group in range(groups)]
+    return {"allOf": [{"anyOf": alternatives} for alternatives in groups_]}
+
+
+def maze(size: int, ends: list[str]) -> dict[str, Any]:
+    """Definitions that lead to each other in many ways."""
+    defs: dict[str, Any] = {}
+    for place in range(size):
+        defs[f"d{place}"] = {
+            "anyOf": [
+                {"properties": {name: {"$ref": f"#/$defs/d{(place * step + 1) % size}"}}, "required": [f"r{place}"]}
+                for name, step in (("a", 7), ("b", 3), ("c", 5))
+            ]
+        }
+    defs["d0"]["anyOf"].append({"type": ends})
+    return {"$ref": "#/$defs/d1", "$defs": defs}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (product(12, 4, 0), product(12, 4, 1)),
+        ({"not": product(8, 6, 0)}, {"not": product(8, 6, 1)}),
+        (maze(60, ["null"]), maze(60, ["null", "string"])),
+        (maze(60, ["null", "string"]), maze(60, ["null"])),
+        (
+            {"patternProperties": {f"x{n}": {"maxLength": n} for n in range(60)}, "additionalProperties": {}},
+            {"patternProperties": {f"y{n}": {"maxLength": n} for n in range(60)}, "additionalProperties": False},
+        ),
+        ({"oneOf": [{"maxLength": n} for n in range(300)]}, {"oneOf": [{"minLength": n} for n in range(300)]}),
+        ({"enum": [f"v{n}" for n in range(5000)]}, {"enum": [f"v{n}" for n in range(1, 5000)]}),
+    ],
+    ids=["product", "negated product", "maze", "maze back", "patterns", "oneOf", "enum"],
+)
+def test_hostile_schemas_are_answered_within_the_bound_of_steps(old: Any, new: Any) -> None:
+    comparison = Comparison([old], new)
+    comparison.differences(Mode.FULL_TRANSITIVE)
+    # A step goes below zero once, and that ends the comparison.
+    assert comparison.steps <= 2 * MAX_STEPS
+
+
+def test_a_comparison_that_runs_out_of_steps_says_so() -> None:
+    comparison = Comparison([product(12, 4, 0)], product(12, 4, 1), max_steps=1000)
+    assert [one.rule for one in comparison.differences(Mode.BACKWARD)][-1] == "TOO_COMPLEX"
