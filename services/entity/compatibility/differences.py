@@ -108,7 +108,8 @@ class _Comparison:
                 found[self._difference(rule, ())] = None
         except TooComplex:
             found[self._difference(_TOO_COMPLEX, ())] = None
-        return list(found)
+        # Not in the order of the keywords, because documents do not keep one.
+        return sorted(found, key=lambda one: (one.path, one.rule, one.message))
 
     def _compare(self, loose: Literals, strict: Node) -> Iterator[Difference]:
         """Where something that meets *loose* violates *strict*."""

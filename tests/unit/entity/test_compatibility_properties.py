@@ -105,4 +105,4 @@ def test_hostile_schemas_are_answered_within_the_bound_of_steps(old: Any, new: A
 
 def test_a_comparison_that_runs_out_of_steps_says_so() -> None:
     comparison = Comparison([product(12, 4, 0)], product(12, 4, 1), max_steps=1000)
-    assert [one.rule for one in comparison.differences(Mode.BACKWARD)][-1] == "TOO_COMPLEX"
+    assert "TOO_COMPLEX" in [one.rule for one in comparison.differences(Mode.BACKWARD)]
