@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -13,6 +14,15 @@ from strandline_cli.home import AlreadyRunning, Home
 
 if TYPE_CHECKING:
     from strandline_cli.platform import Running
+
+
+class ImportMode(StrEnum):
+    """What happens to a row."""
+
+    INSERT = "insert"
+    UPSERT = "upsert"
+    REPLACE_SET = "replace-set"
+
 
 app = typer.Typer(
     help="Strandline on one machine: the real PostgreSQL, NATS and Envoy, for development only. Data, keys and logs "
@@ -136,17 +146,42 @@ def mail(as_json: Annotated[bool, typer.Option("--json", help="One JSON object p
 def import_(
     namespace: Annotated[str, typer.Argument()],
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
-    kind: Annotated[str | None, typer.Option("--type", help="Type of rows that do not say it; needed for CSV.")] = None,
+    kind: Annotated[str, typer.Option("--type", help="Type of rows that do not say it; needed for CSV.")] = "",
     id_column: Annotated[str | None, typer.Option("--id", help="CSV: the column that holds the id.")] = None,
     rejects: Annotated[Path | None, typer.Option(help="Write rejected rows here, as JSON lines.")] = None,
+    mode: Annotated[ImportMode, typer.Option(help="replace-set deletes what no row names.")] = ImportMode.UPSERT,
+    replaced_types: Annotated[
+        list[str] | None, typer.Option("--replace", help="replace-set: a type to replace; may be repeated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, change nothing.")] = False,
+    changes: Annotated[Path | None, typer.Option(help="Dry run: write what would change here, as JSON lines.")] = None,
+    import_id: Annotated[str, typer.Option("--import-id", help="An id of your own.")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the import of that id.")] = False,
+    confirm: Annotated[str, typer.Option(help="The operation id of a refused mass change.")] = "",
 ) -> None:
-    """Upsert the rows of a file: JSON lines {"type", "id", "data"} or CSV, also as .xz or .gz.
+    """Import the rows of a file: JSON lines {"type", "id", "data"} or CSV, also as .xz or .gz.
 
-    Exit code 0 when every row was accepted, 1 when some were not.
+    Exit code 0 when every row was taken, 1 when some were not.
     """
-    from strandline_cli.import_command import run_import
+    import uuid
 
-    raise typer.Exit(run_import(_running(), namespace, file, kind=kind, id_column=id_column, rejects=rejects))
+    from strandline_cli.import_command import Files, run_import
+    from strandline_cli.importer import Order
+
+    if resume and not import_id:
+        _refuse("--resume needs the --import-id that the import printed")
+    order = Order(
+        namespace=namespace,
+        import_id=import_id or uuid.uuid4().hex,
+        mode=mode.value,
+        dry_run=dry_run,
+        kind=kind,
+        replaced_types=replaced_types or (),
+        resume=resume,
+        confirm=confirm,
+    )
+    files = Files(source=file, id_column=id_column, rejects=rejects, changes=changes)
+    raise typer.Exit(run_import(_running(), order, files))
 
 
 @app.command()

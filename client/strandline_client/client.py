@@ -8,7 +8,13 @@ from typing import Any, Self, TypeAlias
 import aiohttp
 import grpc
 from google.protobuf.message import Message
-from strandline.entity.v1 import entity_pb2, entity_service_pb2, entity_service_pb2_grpc
+from strandline.entity.v1 import (
+    entity_pb2,
+    entity_service_pb2,
+    entity_service_pb2_grpc,
+    import_service_pb2,
+    import_service_pb2_grpc,
+)
 from strandline.stream.v1 import feed_pb2
 
 from strandline_client import http_watching, watching
@@ -49,6 +55,9 @@ class Client:
         self._patience = patience
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._entities: entity_service_pb2_grpc.EntityServiceAsyncStub = entity_service_pb2_grpc.EntityServiceStub(
+            self._channel
+        )
+        self._imports: import_service_pb2_grpc.ImportServiceAsyncStub = import_service_pb2_grpc.ImportServiceStub(
             self._channel
         )
         self._session: aiohttp.ClientSession | None = None
@@ -175,6 +184,40 @@ class Client:
             )
             for entity in answer.entities:
                 yield entity
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
+
+    # Imports
+
+    async def import_entities(
+        self, namespace: str, request: import_service_pb2.ImportEntitiesRequest
+    ) -> import_service_pb2.ImportEntitiesResponse:
+        """One chunk of the import that *request* names; a chunk that is sent again counts once."""
+        request.parent = f"namespaces/{namespace}"
+        answer: import_service_pb2.ImportEntitiesResponse = await self._call(
+            self._imports.ImportEntities, request, namespace
+        )
+        return answer
+
+    async def get_import(self, namespace: str, import_id: str) -> import_service_pb2.Import:
+        """How far an import is."""
+        request = import_service_pb2.GetImportRequest(name=f"namespaces/{namespace}/imports/{import_id}")
+        answer: import_service_pb2.GetImportResponse = await self._call(self._imports.GetImport, request, namespace)
+        return answer.progress
+
+    async def import_rejections(
+        self, namespace: str, import_id: str
+    ) -> AsyncGenerator[import_service_pb2.ImportRow, None]:
+        """The rows that an import has rejected so far, in the order of their lines."""
+        parent = f"namespaces/{namespace}/imports/{import_id}"
+        request = import_service_pb2.ListImportRejectionsRequest(parent=parent, page_size=1000)
+        while True:
+            answer: import_service_pb2.ListImportRejectionsResponse = await self._call(
+                self._imports.ListImportRejections, request, namespace
+            )
+            for row in answer.rows:
+                yield row
             if not answer.next_page_token:
                 return
             request.page_token = answer.next_page_token

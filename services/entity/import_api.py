@@ -8,6 +8,7 @@ from typing import Final
 
 from google.rpc import status_pb2
 from strandline.entity.v1 import import_service_pb2 as pb
+from strandline.entity.v1.history_service_pb2 import FieldChange
 
 from services.entity.calls import namespace_of_call
 from services.entity.import_rows import Mode
@@ -130,6 +131,10 @@ def _account(counts: Counts, deleted: int = 0) -> pb.ImportAccount:
 
 def _row(told: Told) -> pb.ImportRow:
     row = pb.ImportRow(line=told.line, type=told.type, id=told.id, outcome=told.made)  # type: ignore[arg-type]
+    if told.changes is None:
+        row.changes_omitted = True
+    else:
+        row.changes.extend(map(FieldChange.FromString, told.changes))
     if told.status:
         row.status.CopyFrom(status_pb2.Status.FromString(told.status))
     return row

@@ -17,14 +17,16 @@ from typing import Final, NamedTuple
 
 from google.rpc import status_pb2
 
-from services.entity import import_store
+from services.entity import import_store, store
 from services.entity.decisions import Made
+from services.entity.diffs import differences
 from services.entity.import_rows import Mode, Row, RowReader
 from services.entity.import_store import Counts, ImportKey, Missing, Rejection, State, StoredImport, TakenChunk
 from services.entity.limits import GUARD_FLOOR, GUARD_SHARE, Confirmations, Limits
 from services.entity.model import EntityKey, entity_name, etag_of
 from services.entity.mutations import Kind, Mutation
 from services.entity.reads import current_head
+from services.entity.revision_diffs import encode_change
 from services.entity.writes import Writer, Writing, Written
 from services.runtime.call import Namespace
 from services.runtime.changelog import select_head
@@ -40,7 +42,6 @@ from services.runtime.errors import (
     invalid_field,
 )
 from services.runtime.rpc import status_of_error
-from services.runtime.wire import JsonObject
 
 METHOD: Final = "ImportEntities"
 MAX_AHEAD: Final = 20_000
@@ -51,7 +52,10 @@ WAIT_SECONDS: Final = 8.0
 LOOK_SECONDS: Final = 0.2
 FINISH_SECONDS: Final = 2.0
 """How long one call compares and deletes."""
-COMPARED_AT_ONCE: Final = 5000
+WALKED_AT_ONCE: Final = 5000
+COMPARED_AT_ONCE: Final = 50
+"""Entities of up to 256 KiB that a dry run compares with their rows."""
+MAX_CHANGES_BYTES: Final = 2**20
 DELETED_AT_ONCE: Final = 500
 SHOWN_MISSING: Final = 20
 _MAX_STATUS: Final = 1400
@@ -75,15 +79,17 @@ class Chunk(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What is told of one row: its outcome, or the status of its refusal; in a dry run content before and after."""
+    """What is told of one row: its outcome, or the status of its refusal.
+
+    In a dry run an update has its ``changes``, serialized; None if there was no room for them.
+    """
 
     line: int
     type: str
     id: str
     made: int = 0
     status: bytes = b""
-    before: JsonObject | None = None
-    after: JsonObject | None = None
+    changes: Sequence[bytes] | None = ()
 
 
 class Answer(NamedTuple):
@@ -203,7 +209,9 @@ class Importer:
         finally:
             run.under_way.discard(chunk.offset)
             await _tell(run)
-        shown = told if chunk.dry_run else [row for row in told if row.status]
+        shown = [row for row in told if row.status]
+        if chunk.dry_run:
+            shown = await self._with_changes(namespace, rows, told)
         return Answer(state, counts, shown, max(revision, known.revision))
 
     async def _known(self, key: ImportKey, namespace: Namespace, actor: str, chunk: Chunk) -> _Known:
@@ -288,6 +296,7 @@ class Importer:
             raise InvalidArgument("REQUEST_ID_REUSED", "the import has other lines at that offset", field="rows")
         if chunk.dry_run:
             told, _, _ = await self._apply(namespace, actor, chunk, known.state, rows, lines)
+            told = await self._with_changes(namespace, rows, told)
         else:
             (rejected,) = await self._database.read(
                 namespace.id, import_store.select_rejections(key, chunk.offset, chunk.offset + lines, lines)
@@ -326,6 +335,31 @@ class Importer:
             told.append(Told(row.line, row.type, row.id, status=_short(status)))
         inserted, updated, unchanged = numbers.values()
         return told, Counts(inserted, updated, unchanged, len(rows) - inserted - updated - unchanged), revision
+
+    async def _with_changes(self, namespace: Namespace, rows: Sequence[Row], told: Sequence[Told]) -> list[Told]:
+        """*told* with what each update would change, as far as there is room."""
+        wanted = {item.line for item in told if item.made == Made.UPDATED}
+        updates = [
+            (row.line, row.mutation.key, row.mutation.content)
+            for row in rows
+            if row.line in wanted and isinstance(row.mutation, Mutation) and row.mutation.content is not None
+        ]
+        changes: dict[int, list[bytes]] = {}
+        room = MAX_CHANGES_BYTES
+        for start in range(0, len(updates), COMPARED_AT_ONCE):
+            together = updates[start : start + COMPARED_AT_ONCE]
+            keys = list({key: None for _, key, _ in together})
+            (found,) = await self._database.read(namespace.id, store.select_entities(namespace.id, keys))
+            stored = dict(map(store.entity_of, found))
+            for line, key, content in together:
+                encoded = [encode_change(change) for change in differences(stored[key].data, content)]
+                room -= sum(map(len, encoded))
+                if room < 0:
+                    break
+                changes[line] = encoded
+            if room < 0:
+                break
+        return [item._replace(changes=changes.get(item.line)) if item.line in wanted else item for item in told]
 
     async def _record(
         self,
@@ -401,7 +435,7 @@ class Importer:
         ]
         place = (state.compared_type, state.compared_id)
         for type_id in types:
-            (rows,) = await self._in_transaction(namespace, import_store.compare(key, type_id, place, COMPARED_AT_ONCE))
+            (rows,) = await self._in_transaction(namespace, import_store.compare(key, type_id, place, WALKED_AT_ONCE))
             if rows[0][0]:
                 return
             place = (type_id, place[1] if place[0] == type_id else "")

@@ -199,11 +199,12 @@ def encode_diff(name: str, before: bytes | None, after: bytes | None) -> tuple[i
         + wire.integer(2, kind)
         + wire.integer(3, old.revision)
         + wire.integer(4, new.revision)
-        + b"".join(wire.delimited(5, _encode_change(change)) for change in changes)
+        + b"".join(wire.delimited(5, encode_change(change)) for change in changes)
     )
 
 
-def _encode_change(change: FieldChange) -> bytes:
+def encode_change(change: FieldChange) -> bytes:
+    """Serialize ``strandline.entity.v1.FieldChange``."""
     before = b"" if change.before is MISSING else wire.delimited(2, wire.encode_value(change.before))
     after = b"" if change.after is MISSING else wire.delimited(3, wire.encode_value(change.after))
     return wire.text(1, change.pointer) + before + after

@@ -40,7 +40,7 @@ async def imported(platform: Platform, rest: Rest) -> str:
     namespace = await new_namespace(rest, ENTITY_TYPES)
     done = platform.run("import", namespace, str(entities_file()))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{ROWS:,} rows read = {ROWS:,} accepted + 0 rejected" in done.stdout
+    assert f"{ROWS:,} rows read = {ROWS:,} inserted + 0 updated + 0 unchanged + 0 rejected" in done.stdout
     return namespace
 
 
@@ -149,7 +149,7 @@ async def test_rejected_rows_are_named_with_line_reason_and_pointer(
     file.write_text("\n".join([*map(json.dumps, rows), "no json"]))
     done = platform.run("import", namespace, str(file), "--rejects", str(rejects))
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "6 rows read = 1 accepted + 5 rejected" in done.stdout
+    assert "6 rows read = 1 inserted + 0 updated + 0 unchanged + 5 rejected" in done.stdout
     told = {record["line"]: record for record in map(json.loads, rejects.read_text().splitlines())}
     assert {line: record["reason"] for line, record in told.items()} == {
         2: "SCHEMA_VIOLATION",
@@ -169,12 +169,12 @@ async def test_a_csv_file_takes_its_types_from_the_schema(platform: Platform, re
     assert platform.run("import", namespace, str(file)).returncode == 1
     done = platform.run("import", namespace, str(file), "--type", "airport", "--id", "id")
     # The column of the id is no property of the schema, so it is not part of the data.
-    assert "3 rows read = 2 accepted + 1 rejected" in done.stdout, done.stdout
+    assert "3 rows read = 2 inserted + 0 updated + 0 unchanged + 1 rejected" in done.stdout, done.stdout
     assert "1 SCHEMA_VIOLATION, first in line 4: /runway_count" in done.stdout
     # One that the schema does name is.
     file.write_text('ident,runway_count,latitude_deg\n"LSZB",3,47.5\n"0043",1,\nLSGG,many,46.2\n')
     done = platform.run("import", namespace, str(file), "--type", "airport", "--id", "ident")
-    assert "3 rows read = 2 accepted + 1 rejected" in done.stdout, done.stdout
+    assert "3 rows read = 2 inserted + 0 updated + 0 unchanged + 1 rejected" in done.stdout, done.stdout
     assert dict(await listed(rest, namespace, "airport")) == {
         "1": {"ident": "LSZH", "runway_count": 3, "latitude_deg": 47.5},
         "2": {"ident": "0042", "runway_count": 1},

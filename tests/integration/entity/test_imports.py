@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Value
 from strandline.entity.v1 import entity_pb2
 from strandline.entity.v1 import import_service_pb2 as pb
 from strandline.rpc.v1 import access_pb2
@@ -178,11 +179,27 @@ async def test_a_dry_run_says_what_would_happen_and_changes_nothing(shore: Shore
     answer = await send(shore, rows, dry_run=True, finish=True)
     assert counts(answer.chunk) == (1, 1, 1, 1)
     assert [(item.line, item.outcome) for item in answer.rows] == [(1, UPDATED), (3, CREATED), (4, 0)]
+    (update, creation, _) = answer.rows
+    assert [(change.pointer, change.before, change.after) for change in update.changes] == [
+        ("/n", Value(number_value=1), Value(number_value=5)),
+        ("/name", Value(string_value="one"), Value()),
+    ]
+    assert not update.changes[1].HasField("after")
+    assert not creation.changes
     assert await shore.head() == before
     assert await contents(shore) == {"b1": {"n": 1, "name": "one"}, "b2": {"n": 2}}
     again = await send(shore, rows, dry_run=True, finish=True)
     assert again.rows == answer.rows
     assert counts(again.progress.account) == (1, 1, 1, 1)
+
+
+async def test_a_dry_run_leaves_out_the_changes_that_find_no_room(shore: Shore, monkeypatch: Any) -> None:
+    monkeypatch.setattr(imports, "MAX_CHANGES_BYTES", 2000)
+    await shore.declare()
+    await send(shore, [row(f"b{n}", {"text": "x" * 400}) for n in range(8)], import_id="fill")
+    answer = await send(shore, [row(f"b{n}", {"text": "y" * 400}) for n in range(8)], dry_run=True)
+    assert [item.changes_omitted for item in answer.rows] == [False, False, *[True] * 6]
+    assert [len(item.changes) for item in answer.rows] == [1, 1, *[0] * 6]
 
 
 async def finish(shore: Shore, offset: int, **more: Any) -> pb.Import:
