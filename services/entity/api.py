@@ -200,6 +200,7 @@ class EntityHandlers:
             request.page_size,
             request.page_token,
             request.show_deleted,
+            request.search,
         )
         mask = parse_mask(request.read_mask, "read_mask")
         minimum = call.min_revision(request.min_revision)

@@ -165,6 +165,8 @@ class History:
         """
         if query.order_by:
             raise invalid_field("order_by", "a list as of an earlier moment is in the order of ids; leave it out")
+        if query.search:
+            raise invalid_field("search", "only what is there now can be searched; leave it out, or as_of")
         binding = _binding_of_list(namespace, query, as_of)
         if query.page_token:
             revision, after = _decode_place(open_token(self._token_key, binding, query.page_token))

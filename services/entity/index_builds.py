@@ -154,7 +154,8 @@ class _Step:
             return self._fail(type_, index, "entities have the same values", twice)
         statements = [store.fill_entries(self._namespace, sorted(entries))] if entries else []
         if len(rows) == ENTITIES_AT_ONCE:
-            return [*statements, type_store.advance_job(self._namespace, index.id, rows[-1][0])]
+            live = sum(not deleted for _, deleted, _ in rows)
+            return [*statements, type_store.advance_job(self._namespace, index.id, rows[-1][0], live)]
         logger.info("an index of %s in %s is ready", type_id, self._namespace)
         return [
             *statements,

@@ -8,6 +8,7 @@ concatenation sorts field by field, and a descending field is its bytes inverted
 - string: UTF-8 with 0x00 written 0x01 0x01 and 0x01 written 0x01 0x02, closed by 0x00.
 - an object, or an array in a field that is no array field, counts as missing: no comparison that an index serves can
   match it, and the entity must be in the index all the same.
+- a full-text index has one component only: a word. An entity has an entry per distinct word, and none without words.
 - an array field gives one entry per distinct value that ``:`` finds the entity by (``paths.elements``); when there is
   none, one entry as missing.
 """
@@ -18,8 +19,10 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Final
 
+from services.entity.words import MAX_WORDS, words_of
 from services.runtime.errors import invalid_field
 from services.runtime.filters.ast import Path
 from services.runtime.filters.folding import fold
@@ -55,6 +58,7 @@ _FIELD: Final = re.compile(
 )
 _ITEM: Final = re.compile(r"((?:[^,`]|`(?:[^`\\]|\\.)*`)*),", re.DOTALL)
 _NOTHING: Final = object()
+_TEXTS: Final = frozenset({"string", "array"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,8 @@ class IndexSpec:
 
     fields: tuple[IndexField, ...]
     unique: bool = False
+    full_text: bool = False
+    """Whether the keys are the words of the fields together, instead of a component for each field."""
 
 
 def parse_index_field(text: str, *, array: bool = False, field: str = "indexes") -> IndexField:
@@ -104,7 +110,11 @@ def parse_index_field(text: str, *, array: bool = False, field: str = "indexes")
 
 
 def parse_index(
-    fields: Sequence[str], *, unique: bool = False, field_types: Mapping[Path, frozenset[str]] | None = None
+    fields: Sequence[str],
+    *,
+    unique: bool = False,
+    full_text: bool = False,
+    field_types: Mapping[Path, frozenset[str]] | None = None,
 ) -> IndexSpec:
     """Return the index that a type declares; an array field is one where or before which the schema allows an array.
 
@@ -112,6 +122,8 @@ def parse_index(
         InvalidArgument: ``INVALID_FIELD``: no field, too many, one twice, or more than one array.
     """
     types = field_types or {}
+    if full_text:
+        return _parse_full_text(fields, unique, types)
     spec = tuple(replace(one, array=_leads_to_array(one.path, types)) for one in map(parse_index_field, fields))
     if not 1 <= len(spec) <= MAX_FIELDS:
         raise invalid_field("indexes", f"an index has 1 to {MAX_FIELDS} fields")
@@ -122,6 +134,18 @@ def parse_index(
     if sum(one.array for one in spec) > 1:
         raise invalid_field("indexes", "an index has at most one array field")
     return IndexSpec(spec, unique)
+
+
+def _parse_full_text(fields: Sequence[str], unique: bool, field_types: Mapping[Path, frozenset[str]]) -> IndexSpec:
+    spec = tuple(map(parse_index_field, fields))
+    if not 1 <= len(spec) <= MAX_FIELDS or len({one.path for one in spec}) < len(spec):
+        raise invalid_field("indexes", f"an index has 1 to {MAX_FIELDS} fields, each once")
+    if unique or any(one.descending or one.folded for one in spec):
+        raise invalid_field("indexes", "a full-text index is not unique, and its fields have neither desc nor lower()")
+    for one in spec:
+        if not field_types.get(one.path, _TEXTS) & _TEXTS:
+            raise invalid_field("indexes", f"{one} is neither text nor an array, so it has no words")
+    return IndexSpec(spec, full_text=True)
 
 
 def _leads_to_array(path: Path, field_types: Mapping[Path, frozenset[str]]) -> bool:
@@ -161,6 +185,9 @@ def entry_keys(spec: IndexSpec, data: Mapping[str, Any]) -> list[bytes]:
     Raises:
         InvalidArgument: ``INVALID_FIELD``: a string, an array or the key is beyond its limit; the violation names it.
     """
+    if spec.full_text:
+        found = (word for field in spec.fields for word in words_of(lookup(data, field.path)))
+        return [encode(word) for word in islice(dict.fromkeys(found), MAX_WORDS)]
     keys = [b""]
     for field in spec.fields:
         if field.array:

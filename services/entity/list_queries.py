@@ -110,6 +110,14 @@ def _walk_index(text: _Text, walk: Walk, index_id: int) -> None:
         walk.type_id,
     )
     _residual(text, walk.plan)
+    for word in walk.plan.words:
+        text.add(
+            """ AND EXISTS (SELECT FROM index_entries WHERE namespace = %s AND index_id = %s
+            AND deleted = (entities.delete_time IS NOT NULL) AND key = %s AND id = walked.id)""",
+            walk.namespace,
+            index_id,
+            word,
+        )
     text.add(" OFFSET 0) entity ON true WHERE message IS NOT NULL OR examined = %s) sized ", walk.max_examined)
     text.add(order)
     text.add(" LIMIT %s", walk.limit)

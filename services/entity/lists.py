@@ -16,6 +16,7 @@ from services.entity.list_queries import Position, Walk, page_statement
 from services.entity.model import MAX_ANSWER_BYTES, IndexState
 from services.entity.planner import Plan, plan_list
 from services.entity.reads import current_head
+from services.entity.searches import full_text_index, parse_search, plan_search, rarest, select_frequencies
 from services.runtime import wire
 from services.runtime.call import MinRevision, Namespace
 from services.runtime.changelog import Head, select_head
@@ -42,6 +43,7 @@ class Query:
     page_size: int
     page_token: str
     show_deleted: bool
+    search: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Lister:
             filter=query.filter,
             order_by=query.order_by,
             show_deleted=query.show_deleted,
+            search=query.search,
         )
         token = query.page_token
         after = decode_position(open_token(self._token_key, binding, token)) if token else None
@@ -104,7 +107,10 @@ class Lister:
         plan, refusal = None, None
         if compiled is not None:
             try:
-                plan = plan_query(compiled, query, after)
+                if query.search:
+                    plan = await self._plan_search(namespace, compiled, query, after)
+                else:
+                    plan = plan_query(compiled, query, after)
             except Error as failure:
                 refusal = failure
         if plan is None or plan.empty:
@@ -124,6 +130,20 @@ class Lister:
                 return _Reading(head_rows, type_rows, rows, plan.index_id, max_examined, None)
         raise AssertionError("unreachable")
 
+    async def _plan_search(
+        self, namespace: Namespace, compiled: CompiledType, query: Query, after: Position | None
+    ) -> Plan:
+        """The walk of one of the words; one that goes on after a position stays in that word."""
+        keys = parse_search(query.search, query.order_by)
+        index = full_text_index(compiled, after.index_id if after is not None else None)
+        walked = keys[0]
+        if after is not None:
+            walked = after.key
+        elif len(keys) > 1:
+            (rows,) = await self._database.read(namespace.id, select_frequencies(namespace.id, index.id, keys))
+            walked = rarest(rows)
+        return plan_search(keys, walked, index.id, parsed_filter(query.filter, compiled))
+
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
@@ -138,7 +158,11 @@ class _Reading:
 
 def plan_query(compiled: CompiledType, query: Query, after: Position | None) -> Plan:
     """The walk for *query*; one that goes on after a position stays in the index of that position."""
-    ready = [(index.id, index.spec) for index in compiled.type.indexes if index.state == IndexState.READY]
+    ready = [
+        (index.id, index.spec)
+        for index in compiled.type.indexes
+        if index.state == IndexState.READY and not index.spec.full_text
+    ]
     if after is not None:
         ready = [(index_id, spec) for index_id, spec in ready if index_id == after.index_id]
         if after.index_id is not None and not ready:

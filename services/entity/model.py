@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
@@ -21,6 +21,8 @@ MAX_ENTITY_BYTES: Final = 256 * 1024
 """A serialized entity."""
 MAX_ANSWER_BYTES: Final = 3 * 2**20
 """Where a page or a batch of reads ends."""
+_ORDERED, _FULL_TEXT = 1, 2  # strandline.entity.v1.Index.Kind
+_NO_PROGRESS: Final[Mapping[int, tuple[int, int]]] = {}
 
 _NAMESPACE = r"namespaces/(?P<namespace>[a-z][a-z0-9-]{1,62})"
 _TYPE = rf"{_NAMESPACE}/types/(?P<type>[a-z][a-z0-9_]{{0,62}})"
@@ -206,14 +208,17 @@ def last_changed_by(message: bytes, actor: str) -> bool:
     return message.endswith(wire.text(12, actor))
 
 
-def encode_type(namespace: str, type_: EntityType) -> bytes:
-    """Serialize ``strandline.entity.v1.EntityType``."""
+def encode_type(namespace: str, type_: EntityType, progress: Mapping[int, tuple[int, int]] = _NO_PROGRESS) -> bytes:
+    """Serialize ``strandline.entity.v1.EntityType``.
+
+    *progress*: entities done and to be done of those indexes, by id, that are being filled.
+    """
     return b"".join(
         (
             wire.text(1, type_name(namespace, type_.id)),
             wire.delimited(2, wire.encode_struct(type_.schema)),
             wire.integer(3, type_.compatibility),
-            *(wire.delimited(4, _encode_index(index)) for index in type_.indexes),
+            *(wire.delimited(4, _encode_index(index, *progress.get(index.id, (0, 0)))) for index in type_.indexes),
             wire.integer(5, type_.schema_version),
             wire.text(6, type_.etag),
             wire.integer(7, type_.revision),
@@ -223,7 +228,7 @@ def encode_type(namespace: str, type_: EntityType) -> bytes:
     )
 
 
-def _encode_index(index: Index) -> bytes:
+def _encode_index(index: Index, indexed: int = 0, estimated_total: int = 0) -> bytes:
     return b"".join(
         (
             _texts(1, index.fields),
@@ -231,6 +236,9 @@ def _encode_index(index: Index) -> bytes:
             wire.integer(3, index.state),
             wire.text(4, index.failure),
             _texts(5, index.failed_names),
+            wire.integer(6, _FULL_TEXT if index.spec.full_text else _ORDERED),
+            wire.integer(7, indexed),
+            wire.integer(8, estimated_total),
         )
     )
 

@@ -43,6 +43,8 @@ class Plan:
     reverse: bool = False
     residual: Node | None = None
     empty: bool = False
+    words: tuple[bytes, ...] = ()
+    """Keys in the same index under which an entity must stand, too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from services.runtime import wire
 from services.runtime.call import Call
 from services.runtime.changelog import select_head
 from services.runtime.committer import Committer
-from services.runtime.database import Database, pipeline
+from services.runtime.database import Database, Row, pipeline
 from services.runtime.errors import invalid_field
 from services.runtime.page_tokens import binding_of, open_token, page_size, seal
 from services.runtime.wire import JsonObject
@@ -91,14 +91,18 @@ class TypeHandlers:
     async def get_type(self, request: pb.GetTypeRequest, call: Call) -> bytes:
         namespace = namespace_of_call(call)
         type_id = parse_type_name(request.name, "name")
-        head_rows, rows = await self._database.read(
-            namespace.id, select_head(namespace.id), type_store.select_types(namespace.id, {type_id: 0})
+        head_rows, rows, progress_rows = await self._database.read(
+            namespace.id,
+            select_head(namespace.id),
+            type_store.select_types(namespace.id, {type_id: 0}),
+            type_store.select_progress(namespace.id),
         )
         head = current_head(namespace, head_rows)
         type_ = type_store.type_of(rows[0]) if rows else None
         if type_ is None:
             raise missing_type(type_id)
-        return answer_with(call, encode_type(namespace.id, type_), head.revision, head.epoch)
+        message = encode_type(namespace.id, type_, _progress(progress_rows))
+        return answer_with(call, message, head.revision, head.epoch)
 
     async def list_types(self, request: pb.ListTypesRequest, call: Call) -> bytes:
         namespace = namespace_of_call(call)
@@ -106,18 +110,20 @@ class TypeHandlers:
         binding = binding_of("types", namespace.id)
         after = open_token(self._token_key, binding, request.page_token).decode() if request.page_token else ""
         size = page_size(request.page_size)
-        head_rows, rows = await self._database.read(
+        head_rows, rows, progress_rows = await self._database.read(
             namespace.id,
             select_head(namespace.id),
             type_store.select_type_page(namespace.id, after, size + 1, MAX_ANSWER_BYTES),
+            type_store.select_progress(namespace.id),
         )
         head = current_head(namespace, head_rows)
         call.position(head.revision, head.epoch)
         types = [type_ for row in rows[:size] if (type_ := type_store.type_of(row[1:])) is not None]
+        progress = _progress(progress_rows)
         more = bool(types) and rows[0][0] > len(types)
         token = seal(self._token_key, binding, types[-1].id.encode()) if more else ""
         return (
-            b"".join(wire.delimited(1, encode_type(namespace.id, type_)) for type_ in types)
+            b"".join(wire.delimited(1, encode_type(namespace.id, type_, progress)) for type_ in types)
             + wire.text(2, token)
             + wire.integer(3, head.revision)
             + wire.text(4, head.epoch)
@@ -134,6 +140,10 @@ class TypeHandlers:
         return answer_with(call, receipt.answer, receipt.revision, namespace.epoch)
 
 
+def _progress(rows: Sequence[Row]) -> dict[int, tuple[int, int]]:
+    return {index_id: (indexed, total) for index_id, indexed, total in rows}
+
+
 def _schema(type_: entity_pb2.EntityType) -> JsonObject:
     if not type_.HasField("schema"):
         raise invalid_field("type.schema", "is required")
@@ -143,13 +153,13 @@ def _schema(type_: entity_pb2.EntityType) -> JsonObject:
 
 
 def _indexes(declared: Sequence[entity_pb2.Index]) -> list[DeclaredIndex]:
-    indexes = [DeclaredIndex(tuple(index.fields), index.unique) for index in declared]
+    indexes = [DeclaredIndex(tuple(index.fields), index.unique, index.kind == index.FULL_TEXT) for index in declared]
     if len(indexes) > MAX_INDEXES:
         raise invalid_field("type.indexes", f"a type has at most {MAX_INDEXES} indexes")
     if len(set(indexes)) < len(indexes):
         raise invalid_field("type.indexes", "an index is declared twice")
     for index in indexes:
-        parse_index(index.fields, unique=index.unique)
+        parse_index(index.fields, unique=index.unique, full_text=index.full_text)
     return indexes
 
 
@@ -164,7 +174,7 @@ def _change(
     etag: str = "",
     by_if_match: bool = False,
 ) -> TypeChange:
-    declared = [(index.fields, index.unique) for index in indexes] if indexes is not None else None
+    declared = [(index.fields, index.unique, index.full_text) for index in indexes] if indexes is not None else None
     asked = canonical([operation, type_id, schema, compatibility, declared, etag])
     return TypeChange(
         actor=writing.actor,

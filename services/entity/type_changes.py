@@ -37,6 +37,7 @@ class DeclaredIndex:
 
     fields: tuple[str, ...]
     unique: bool
+    full_text: bool = False
 
 
 @dataclass(kw_only=True, eq=False)
@@ -131,7 +132,9 @@ class TypeRound:
             schema, version = change.schema, version + 1
         declared = change.indexes
         if declared is None:
-            declared = [DeclaredIndex(index.fields, index.spec.unique) for index in stored.indexes]
+            declared = [
+                DeclaredIndex(index.fields, index.spec.unique, index.spec.full_text) for index in stored.indexes
+            ]
         type_ = replace(
             stored,
             schema_version=version,
@@ -166,7 +169,7 @@ class TypeRound:
         indexes = []
         for index in declared:
             # Whether a field is an array is part of the spec: when the schema changes that, the keys change with it.
-            spec = parse_index(index.fields, unique=index.unique, field_types=types)
+            spec = parse_index(index.fields, unique=index.unique, full_text=index.full_text, field_types=types)
             known = kept.get((index.fields, spec))
             indexes.append(known or Index(next(fresh), index.fields, spec, state))
         return tuple(indexes)

@@ -51,7 +51,7 @@ def _decode_index(stored: JsonObject) -> Index:
     return Index(
         id=stored["id"],
         fields=tuple(stored["fields"]),
-        spec=IndexSpec(fields, stored["unique"]),
+        spec=IndexSpec(fields, stored["unique"], stored.get("fullText", False)),
         state=IndexState(stored["state"]),
         failure=stored["failure"],
         failed_names=tuple(stored["failedNames"]),
@@ -67,6 +67,7 @@ def encode_indexes(indexes: Sequence[Index]) -> str:
                 "fields": index.fields,
                 "arrays": [field.array for field in index.spec.fields],
                 "unique": index.spec.unique,
+                "fullText": index.spec.full_text,
                 "state": index.state,
                 "failure": index.failure,
                 "failedNames": index.failed_names,
@@ -197,9 +198,22 @@ def select_job(namespace: str, index_id: int) -> Statement:
     )
 
 
-def advance_job(namespace: str, index_id: int, after_id: str) -> Statement:
+def advance_job(namespace: str, index_id: int, after_id: str, indexed: int) -> Statement:
+    """Go on after *after_id*; *indexed* more live entities are in the index."""
     return Statement(
-        "UPDATE index_jobs SET after_id = %s WHERE namespace = %s AND index_id = %s", (after_id, namespace, index_id)
+        "UPDATE index_jobs SET after_id = %s, indexed = indexed + %s WHERE namespace = %s AND index_id = %s",
+        (after_id, indexed, namespace, index_id),
+    )
+
+
+def select_progress(namespace: str) -> Statement:
+    """Rows (index id, live entities in it so far, live entities of its type) of the indexes that are being filled."""
+    return Statement(
+        """SELECT j.index_id, j.indexed, coalesce(u.entities, 0)
+        FROM (SELECT index_id, type, indexed FROM index_jobs
+            WHERE namespace = %s AND NOT removing) j
+        LEFT JOIN LATERAL (SELECT entities FROM usage WHERE namespace = %s AND type = j.type LIMIT 1) u ON true""",
+        (namespace, namespace),
     )
 
 

@@ -27,9 +27,11 @@ def page_size(asked: int) -> int:
     return min(asked or DEFAULT_PAGE, MAX_PAGE)
 
 
-def list_binding(*, namespace: str, type_id: str, filter: str, order_by: str, show_deleted: bool) -> bytes:
+def list_binding(
+    *, namespace: str, type_id: str, filter: str, order_by: str, show_deleted: bool, search: str = ""
+) -> bytes:
     """Return the binding of a list of entities."""
-    return binding_of(namespace, type_id, filter, order_by, "deleted" if show_deleted else "")
+    return binding_of(namespace, type_id, filter, order_by, "deleted" if show_deleted else "", search)
 
 
 def binding_of(*parts: str) -> bytes:
