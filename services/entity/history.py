@@ -22,6 +22,7 @@ from services.runtime.changelog import Head, select_head
 from services.runtime.database import Database, Row
 from services.runtime.errors import FailedPrecondition, NotFound, OutOfRange, invalid_field
 from services.runtime.filters import compile_predicate, parse_filter
+from services.runtime.filters.attributes import EntityFields
 from services.runtime.page_tokens import binding_of, open_token, page_size, seal
 
 MAX_EXAMINED: Final = 10_000
@@ -216,7 +217,11 @@ class _Walk:
         self._size = page_size(query.page_size)
         self._revision = revision
         # Literals are compared with the type as it is now; of one that is gone, nothing is known.
-        node = parsed_filter(query.filter, compiled) if compiled is not None else parse_filter(query.filter, {})
+        node = (
+            parsed_filter(query.filter, compiled)
+            if compiled is not None
+            else parse_filter(query.filter, of_entity=True)
+        )
         self._matches = compile_predicate(node) if node is not None else None
         self.after = after
         self.found: list[bytes] = []
@@ -264,7 +269,10 @@ class _Walk:
         return len(rows)
 
     def _belongs(self, message: bytes) -> bool:
-        return self._matches is None or self._matches(wire.decode_struct(entity_pb2.Entity.FromString(message).data))
+        if self._matches is None:
+            return True
+        entity = entity_pb2.Entity.FromString(message)
+        return self._matches(wire.decode_struct(entity.data), EntityFields(entity))
 
 
 def as_read(head: Head, revision: int) -> Head:

@@ -9,7 +9,7 @@ statistics say.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from services.entity.planner import Plan
 from services.runtime.database import Statement
@@ -49,6 +49,15 @@ def page_statement(walk: Walk) -> Statement:
     return Statement(text.sql, tuple(text.params))
 
 
+_OF_ENTITY: Final = """jsonb_build_object(
+    'name', 'namespaces/' || namespace || '/types/' || type || '/entities/' || id, 'uid', uid,
+    'etag', '"' || revision || '"', 'revision', revision, 'created_by', created_by,
+    'create_time', to_char(create_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+    'delete_time', to_char(delete_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+    'expire_time', to_char(expire_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))"""
+"""See ``services.runtime.filters.attributes``."""
+
+
 class _Text:
     """SQL with its parameters, in the order of the text."""
 
@@ -74,7 +83,7 @@ def _walk_ids(text: _Text, walk: Walk) -> None:
     _residual(text, walk.plan)
     text.add(
         """ AS matched FROM (
-        SELECT id, data, delete_time, message FROM entities WHERE namespace = %s AND type = %s AND id > %s
+        SELECT * FROM entities WHERE namespace = %s AND type = %s AND id > %s
         ORDER BY id LIMIT %s) walked) tested WHERE matched OR examined = %s) sized ORDER BY id LIMIT %s""",
         walk.namespace,
         walk.type_id,
@@ -147,5 +156,5 @@ def _residual(text: _Text, plan: Plan) -> None:
     if plan.residual is None:
         text.add("true")
     else:
-        sql, params = compile_sql(plan.residual)
+        sql, params = compile_sql(plan.residual, entity=_OF_ENTITY)
         text.add(sql, *params)

@@ -173,7 +173,7 @@ def plan_query(compiled: CompiledType, query: Query, after: Position | None) -> 
 @lru_cache(maxsize=1000)
 def parsed_filter(text: str, compiled: CompiledType) -> Node | None:
     """The filter, checked against the type; parsing costs more than a page, hence the cache."""
-    return parse_filter(text, compiled.field_types)
+    return parse_filter(text, compiled.field_types, of_entity=True)
 
 
 def fill_page(rows: Sequence[Row], size: int, max_examined: int) -> tuple[list[bytes], Row | None]:

@@ -12,6 +12,7 @@ from strandline.stream.v1 import feed_pb2
 
 from services.runtime.errors import invalid_field
 from services.runtime.filters import compile_predicate, parse_filter
+from services.runtime.filters.attributes import EntityFields
 from services.runtime.filters.predicate import Predicate
 from services.stream.messages import LogUnit, UnitsMessage
 from services.stream.render import struct_to_json
@@ -95,7 +96,7 @@ def selection_of(types: list[str], filter: str) -> Selection:
         if not _TYPE_ID.fullmatch(type_id):
             raise invalid_field(f"types[{index}]", "must match [a-z][a-z0-9_]{0,62}")
     # Most feeds have no filter: the first of them must not wait until the parser is loaded.
-    node = parse_filter(filter) if filter else None
+    node = parse_filter(filter, of_entity=True) if filter else None
     return Selection(frozenset(types), filter, None if node is None else compile_predicate(node))
 
 
@@ -110,4 +111,4 @@ def _test(predicate: Predicate, entity: entity_pb2.Entity) -> bool:
     if not entity.HasField("data"):
         return False
     data: Mapping[str, Any] = struct_to_json(entity.data)
-    return predicate(data)
+    return predicate(data, EntityFields(entity))

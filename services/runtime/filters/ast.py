@@ -90,7 +90,7 @@ class Size:
 class OfEntity:
     """*term* is about the entity's own fields (``name``, ``create_time``, ...), where its path begins."""
 
-    term: Compare | Like | Has | Present
+    term: Compare | Like | Has | Present | Size
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,12 @@ _QUOTED = r"`(?:[^`\\]|\\.)*`"
 PATH_PATTERN = rf"{_IDENTIFIER}(?:\.(?:{_IDENTIFIER}|{_QUOTED}))*"
 """Regular expression of a path; a quoted key may hold anything, line breaks included (compile with ``re.DOTALL``)."""
 
-_KEY = re.compile(rf"{_IDENTIFIER}|{_QUOTED}", re.DOTALL)
+_STRING = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
+
+FILTER_PATH_PATTERN = rf"[^\W\d]\w*(?:\.(?:[\w-]+|{_QUOTED}|{_STRING}))*"
+"""The same as filters write it, where AIP-160 allows more: keys of other letters, digits and ``-``, or in quotes."""
+
+_KEY = re.compile(rf"[\w-]+|{_QUOTED}|{_STRING}", re.DOTALL)
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"} | {char: char for char in "\\/\"'`*"}
 
@@ -24,7 +29,7 @@ def parse_path(text: str, *, field: str) -> Path:
     """Return the keys inside ``data`` that *text* names: ``data.port.size`` gives ``("port", "size")``.
 
     Args:
-        text: must match ``PATH_PATTERN``.
+        text: must match ``PATH_PATTERN`` or ``FILTER_PATH_PATTERN``.
         field: the request's field that *text* came from, for the error.
 
     Raises:
@@ -34,7 +39,7 @@ def parse_path(text: str, *, field: str) -> Path:
     if root != "data" or not keys:
         raise invalid_field(field, f"unknown field {text[:100]}: fields are data.<name>")
     try:
-        return tuple(unquote(key) if key[0] == "`" else key for key in keys)
+        return tuple(unquote(key) if key[0] in "`\"'" else key for key in keys)
     except ValueError as error:
         raise invalid_field(field, f"{error} in {text[:100]!r}") from None
 

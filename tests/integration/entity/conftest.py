@@ -95,10 +95,13 @@ class Deployment:
         gate = Gate(TokenVerifier(ISSUER, self.signer.key_set), self.members)
         service = EntityService(settings, gate, Bus("", ("", ""), None, "entity"))
         serving = asyncio.create_task(service.run())
-        async with grpc.aio.insecure_channel(settings.listen) as channel:
-            async with asyncio.timeout(10):
-                await channel.channel_ready()
-            yield Replica(self, service, channel)
+        try:
+            async with grpc.aio.insecure_channel(settings.listen) as channel:
+                async with asyncio.timeout(10):
+                    await channel.channel_ready()
+                yield Replica(self, service, channel)
+        finally:
+            # Also after a failed test: a server that is left running keeps the session from ending.
             service.server.stop()
             await serving
 

@@ -83,13 +83,10 @@ def _likes(path: Path, parts: list[str], *, folded: bool) -> Node:
     return Like(path, tuple(map(fold, parts)) if folded else tuple(parts), folded)
 
 
-plain: st.SearchStrategy[Node] = (
+comparisons: st.SearchStrategy[Node] = (
     st.builds(Compare, paths, st.sampled_from(["=", "!="]), literals | st.none())
     | st.builds(Compare, paths, st.sampled_from(["<", "<=", ">", ">="]), ordered_literals)
     | st.builds(Has, paths, literals | keys)
-)
-comparisons: st.SearchStrategy[Node] = (
-    plain
     | st.builds(Present, paths)
     | st.builds(Compare, paths, operators, strings.map(fold), st.just(True))
     | st.builds(Compare, paths, operators, instants | durations)
@@ -103,5 +100,4 @@ def _combine(terms: st.SearchStrategy[Node]) -> st.SearchStrategy[Node]:
     return st.builds(Not, terms) | st.builds(And, several) | st.builds(Or, several)
 
 
-plain_filters = st.recursive(plain, _combine, max_leaves=6)
 filters = st.recursive(comparisons, _combine, max_leaves=6)

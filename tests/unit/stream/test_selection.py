@@ -106,3 +106,14 @@ def test_a_feed_without_a_filter_does_not_wait_for_the_parser() -> None:
     loaded = run.stdout.split()
     assert "services.stream.selection" in loaded
     assert "lark" not in loaded
+
+
+def test_a_filter_may_name_the_entitys_own_fields() -> None:
+    changed = entity(IN)
+    assert changed is not None
+    changed.revision = 8
+    changed.create_time.FromJsonString("2026-01-31T12:00:00Z")
+    change = Change(kind=Change.CREATED, entity=changed)
+    assert select(selection_of([], "name = '*/a' AND revision > 7 AND create_time < 2026-01-31T13:00:01+01:00"), change)
+    assert select(selection_of([], "-delete_time:* -expire_time > 1970-01-01T00:00:00Z"), change)
+    assert not select(selection_of([], "revision > 8 OR delete_time:*"), change)
