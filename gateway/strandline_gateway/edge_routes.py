@@ -84,7 +84,11 @@ def rest_route(topology: Topology, rpc: Rpc, rule: HttpRule) -> Json:
         return route(topology, rpc, rpc.name, match, action, {TRANSCODER: filter_config(disabled=True)})
     # The scripts keep the limit: they answer when the client has sent all, while the filter cuts it off.
     filters = {HEADER_MUTATION: without_grpc_headers(), BODY_LIMIT: filter_config(disabled=True)}
-    return route(topology, rpc, rpc.name, match, {"cluster": service, "timeout": REST_TIMEOUT}, filters)
+    found = route(topology, rpc, rpc.name, match, {"cluster": service, "timeout": REST_TIMEOUT}, filters)
+    # Services send a position twice, as a header too, only to those who cannot see their messages.
+    rest = {"header": {"key": "x-strandline-rest", "value": "1"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+    found.setdefault("request_headers_to_add", []).append(rest)
+    return found
 
 
 def route(topology: Topology, rpc: Rpc, name: str, match: Json, action: Json, filters: Json) -> Json:

@@ -65,11 +65,9 @@ class Reader:
     ) -> None:
         keys = list(dict.fromkeys(key for key, _ in together))
         try:
-            head_rows, rows = await self._database.read(
-                namespace.id, select_head(namespace.id), store.select_messages(namespace.id, keys)
-            )
-            head = current_head(namespace, head_rows)
-            messages = {EntityKey(type_id, entity_id): message for type_id, entity_id, message in rows}
+            rows = await self._database.read_one(store.read_entities(namespace.id, keys))
+            head = current_head(namespace, [row[:3] for row in rows[:1]])
+            messages = {keys[place - 1]: message for _, _, _, place, message in rows}
         except Exception as failure:
             for _, answer in together:
                 if not answer.done():

@@ -185,13 +185,15 @@ def _entry_columns(entries: Sequence[tuple[int, bool, bytes, str]]) -> tuple[obj
     return packed_int8(index_ids), packed_bool(deleted), packed_bytea(keys), packed_text(ids)
 
 
-def select_messages(namespace: str, keys: Sequence[EntityKey]) -> Statement:
-    """Rows (type, id, message) of those of *keys* that exist, deleted ones too."""
+def read_entities(namespace: str, keys: Sequence[EntityKey]) -> Statement:
+    """For each of *keys* a row (columns of ``select_head``, its place from 1 on, message or null), deleted ones too.
+
+    No rows: the namespace has no head yet. Sets the namespace by itself.
+    """
     types, ids = zip(*keys, strict=True)
     return Statement(
-        """SELECT e.type, e.id, e.message FROM unnest(%s::text[], %s::text[]) AS k (type, id)
-        CROSS JOIN LATERAL (SELECT * FROM entities WHERE namespace = %s AND type = k.type AND id = k.id LIMIT 1) e""",
-        (packed_text(types), packed_text(ids), namespace),
+        "SELECT epoch, revision, horizon, place, message FROM read_entities(%s, %s, %s)",
+        (namespace, packed_text(types), packed_text(ids)),
     )
 
 

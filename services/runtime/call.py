@@ -54,14 +54,13 @@ class Namespace:
 
 @dataclass(slots=True)
 class Call:
-    """One call: its principal, deadline and metadata, and the headers of its answer.
+    """One call: its principal and metadata, and the headers of its answer.
 
-    ``metadata`` has lower-case keys. ``deadline`` is in seconds of ``time.monotonic()``; None if the caller set none.
-    ``namespace`` is set once the caller's role in it was checked.
+    ``metadata`` has lower-case keys. ``namespace`` is set once the caller's role in it was checked. A handler whose
+    caller's deadline has passed is cancelled, so it need not know of it.
     """
 
     metadata: Mapping[str, str]
-    deadline: float | None = None
     principal: Principal | None = None
     namespace: Namespace | None = None
     response_headers: dict[str, str] = field(default_factory=dict)

@@ -87,25 +87,29 @@ class Database:
 
     async def read(self, namespace: str, *statements: Statement) -> list[list[Row]]:
         """Rows of each statement, all from one snapshot, with row-level security set to *namespace*."""
+        begin = Statement("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        choose = Statement("SELECT set_config('app.namespace', %s, true)", (namespace,))
+        rows = await self._read(begin, choose, *statements, Statement("COMMIT"))
+        return rows[2:-1]
+
+    async def read_one(self, statement: Statement) -> list[Row]:
+        """Rows of a *statement* that sets the namespace by itself, and so needs no transaction around it."""
+        (rows,) = await self._read(statement)
+        return rows
+
+    async def _read(self, *statements: Statement) -> list[list[Row]]:
         try:
-            return await self._read_once(namespace, statements)
+            return await self._trip(statements)
         except psycopg.errors.QueryCanceled:
             raise  # it took too long, and would again
         except psycopg.OperationalError:
             # Idle connections die with the server they were to; a read can simply be repeated on a new one.
             await self.discard_idle()
-            return await self._read_once(namespace, statements)
+            return await self._trip(statements)
 
-    async def _read_once(self, namespace: str, statements: Sequence[Statement]) -> list[list[Row]]:
+    async def _trip(self, statements: Sequence[Statement]) -> list[list[Row]]:
         async with self.connection() as connection:
-            rows = await pipeline(
-                connection,
-                Statement("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
-                Statement("SELECT set_config('app.namespace', %s, true)", (namespace,)),
-                *statements,
-                Statement("COMMIT"),
-            )
-            return rows[2:-1]
+            return await pipeline(connection, *statements)
 
     async def discard_idle(self) -> None:
         """Close idle connections: their server may be gone."""

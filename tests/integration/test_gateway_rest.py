@@ -109,6 +109,7 @@ async def test_headers_by_which_the_inside_speaks_are_taken_from_clients(stack: 
     reply = await stack.call("GET", ENTITY, **forged)
     _, metadata = stack.seen["EntityService.GetEntity"]
     assert reply.status == 200
+    assert metadata["x-strandline-rest"] == "1"
     assert not {"x-user-id", "x-tenant-id", "x-strandline-role", "strandline-http-status"} & set(metadata)
     assert "sa/user" not in metadata["x-forwarded-client-cert"]
     assert metadata["x-request-id"] == reply.headers["x-request-id"] != "mine"

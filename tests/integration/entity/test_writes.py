@@ -35,11 +35,11 @@ async def test_a_left_out_id_becomes_a_uuidv7(shore: Shore) -> None:
     assert entity.name.rsplit("/", 1)[1][14] == "7"
 
 
-async def test_answers_carry_their_position_and_a_create_its_location(shore: Shore) -> None:
+async def test_answers_to_rest_carry_their_position_and_a_create_its_location_in_headers(shore: Shore) -> None:
     await shore.declare()
     request = pb.CreateEntityRequest(parent=f"{shore.parent}/types/buoy", entity_id="b1")
     request.entity.data.SetInParent()
-    call = shore.replica.entities.CreateEntity(request, metadata=shore.metadata())
+    call = shore.replica.entities.CreateEntity(request, metadata=shore.metadata(x_strandline_rest="1"))
     headers = dict(await call.initial_metadata())
     assert headers["strandline-revision"] == f"{shore.namespace.epoch}.2"
     assert headers["location"] == f"/v1/{shore.name('b1')}"

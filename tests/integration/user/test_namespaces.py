@@ -60,7 +60,7 @@ async def test_a_new_namespace_belongs_to_its_maker_in_one_unit(user: Running) -
     ann = await user.person()
     call = user.namespaces.CreateNamespace(
         pb.CreateNamespaceRequest(namespace_id="harbour", namespace=user_pb2.Namespace(display_name="Harbour")),
-        metadata=ann.credentials,
+        metadata=(*ann.credentials, ("x-strandline-rest", "1")),
     )
     answer = await call
     assert answer.namespace.name == "namespaces/harbour"
