@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0007"
-down_revision = "0006"
+revision = "0008"
+down_revision = "0007"
 
 # A function, so that the namespace is set for row-level security before anything is looked at; STABLE, so that head and
 # entities are of one snapshot: that of the statement that calls it.
