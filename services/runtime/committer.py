@@ -39,12 +39,14 @@ MAX_BATCH_BYTES = 8 * 2**20
 MAX_WAITING_UNITS = 20_000
 # How many units are written while the next ones are decided: about as much as a socket takes at once.
 PART_UNITS = 128
-# A batch of this size says that there are many writers. Then a commit begins when enough units wait, when none has come
-# for a moment, or when the last commit began long ago.
+# A recent batch of this size says that there are many writers. Then the next one begins when enough units wait, when
+# none has come for a moment, or after this time.
 MANY_UNITS = 4
 ENOUGH_UNITS = 128
 GATHER_SECONDS = 0.005
-MOMENT_SECONDS = 0.001
+MOMENT_SECONDS = 0.002
+# How much of a batch's size counts after the next one: two writers are few again after some ten commits.
+FADING = 0.8
 # How long a batch is tried again after its connection was lost.
 RECONNECT_SECONDS = 10.0
 
@@ -166,16 +168,21 @@ class _Lane(Generic[U]):
     namespace: Namespace
     waiting: deque[_Waiting[U]] = field(default_factory=deque)
     worker: asyncio.Task[None] | None = None
+    busy: float = 0.0
+    """The size of recent batches, fading."""
 
-    async def gather(self, began: float) -> None:
-        """Let units come in, with many writers; the last commit began at *began*, by the loop's clock."""
+    async def gather(self, committed: int) -> None:
+        """Let units come in if there are many writers; the last batch had *committed* units."""
+        self.busy = max(committed, self.busy * FADING)
+        if self.busy < MANY_UNITS:
+            return
         clock = asyncio.get_running_loop().time
+        until = clock() + GATHER_SECONDS
         known = 0
-        while clock() < began + GATHER_SECONDS and len(self.waiting) < ENOUGH_UNITS:
-            if known and len(self.waiting) == known:
-                break
+        while len(self.waiting) < ENOUGH_UNITS and clock() < until and not 0 < len(self.waiting) == known:
             known = len(self.waiting)
             await asyncio.sleep(MOMENT_SECONDS)
+            await asyncio.sleep(0)  # a loop runs its timers before it looks who has come
 
     def take(self) -> list[_Waiting[U]]:
         """The next batch: waiting units in order, without those that conflict with an earlier one."""
@@ -269,12 +276,9 @@ class Committer(Generic[U]):
 
     async def _work(self, key: tuple[str, str], lane: _Lane[U]) -> None:
         try:
-            clock = asyncio.get_running_loop().time
             while batch := lane.take():
-                began = clock()
                 await self._commit_or_bisect(lane.namespace, batch)
-                if len(batch) >= MANY_UNITS:
-                    await lane.gather(began)
+                await lane.gather(len(batch))
         finally:
             lane.worker = None
             if not lane.waiting:
