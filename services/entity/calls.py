@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal, Protocol
 
@@ -57,7 +56,7 @@ def limited(writing: Writing, confirmations: Confirmations, operation_id: str = 
     """
     namespace = writing.namespace
     confirmed = confirmations.confirmed(namespace, writing.actor, operation_id)
-    return replace(writing, limits=Limits(namespace.quota, namespace.mass_change_guard, confirmed))
+    return writing._replace(limits=Limits(namespace.quota, namespace.mass_change_guard, confirmed))
 
 
 def as_of(request: AsOfRequest) -> AsOf | None:

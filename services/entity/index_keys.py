@@ -50,9 +50,7 @@ STRING: Final = b"\x50"
 _INVERT: Final = bytes(range(255, -1, -1))
 _ABSENT: Final = frozenset(MISSING + NULL + (MISSING + NULL).translate(_INVERT))
 _DOUBLE: Final = struct.Struct(">d")
-_BITS: Final = struct.Struct(">Q")
-_SIGN: Final = 1 << 63
-_ALL: Final = (1 << 64) - 1
+_SIGNED: Final = tuple(bytes((byte | 0x80,)) for byte in range(0x80))
 _FIELD: Final = re.compile(
     rf"\s*(?:(?P<plain>{PATH_PATTERN})|lower\(\s*(?P<folded>{PATH_PATTERN})\s*\))(?P<desc>\s+desc)?\s*", re.DOTALL
 )
@@ -200,7 +198,9 @@ def entry_keys(spec: IndexSpec, data: Mapping[str, Any]) -> list[bytes]:
         component = encode(value)
         if len(component) > MAX_STRING:
             _check_length(field, value)
-        keys = [key + (component.translate(_INVERT) if field.descending else component) for key in keys]
+        if field.descending:
+            component = component.translate(_INVERT)
+        keys = [key + component for key in keys] if len(keys) > 1 else [keys[0] + component]
     for key in keys:
         if len(key) > MAX_KEY:
             names = ", ".join(map(str, spec.fields))
@@ -227,8 +227,8 @@ def encode(value: Any) -> bytes:
             text = text.replace(b"\1", b"\1\2").replace(b"\0", b"\1\1")
         return STRING + text + b"\0"
     if kind is float or kind is int:
-        (bits,) = _BITS.unpack(_DOUBLE.pack(value + 0.0))
-        return NUMBER + _BITS.pack(bits ^ _ALL if bits & _SIGN else bits | _SIGN)
+        raw = _DOUBLE.pack(value + 0.0)
+        return NUMBER + (raw.translate(_INVERT) if raw[0] & 0x80 else _SIGNED[raw[0]] + raw[1:])
     if value is None:
         return NULL
     if kind is bool:

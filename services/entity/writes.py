@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from strandline.entity.v1 import entity_service_pb2
@@ -31,8 +31,7 @@ from services.runtime.errors import Error, InvalidArgument, Unavailable
 MAX_ATTEMPTS: Final = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Writing:
+class Writing(NamedTuple):
     """Who writes what for, and how a repetition is known."""
 
     namespace: Namespace
@@ -105,9 +104,8 @@ class Writer:
         remembered under the numbers from *first* on.
         """
         base = writing.request_id or uuid.uuid4().hex
-        outcomes: list[Written | BaseException] = [
-            item if isinstance(item, Error) else _contended() for item in mutations
-        ]
+        contended = _contended()
+        outcomes: list[Written | BaseException] = [item if isinstance(item, Error) else contended for item in mutations]
         for wave in _waves(mutations):
             pending = wave
             for _ in range(MAX_ATTEMPTS):
@@ -216,16 +214,16 @@ def _unit(
 ) -> Write:
     writes, types = prepared
     keys = [write.mutation.key for write in writes]
-    unique = frozenset(entry for write in writes for entry in write.unique)
-    type_ids = frozenset(key.type for key in keys)
+    unique = frozenset([entry for write in writes for entry in write.unique])
+    type_ids = _one(keys[0].type) if len(keys) == 1 else frozenset([key.type for key in keys])
     return Write(
         actor=writing.actor,
         method=writing.method,
         request_id=request_id,
         body_hash=body_hash,
-        exclusive=frozenset((*keys, *unique)),
+        exclusive=frozenset((*keys, *unique)) if unique else frozenset(keys),
         shared=type_ids.union(condition.key for condition in preconditions) if preconditions else type_ids,
-        size=sum(2 * len(write.mutation.json) + 500 for write in writes),
+        size=sum([2 * len(write.mutation.json) + 500 for write in writes]),
         validate_only=writing.validate_only,
         writes=writes,
         known={type_id: types[type_id] for type_id in type_ids if type_id in types},
@@ -235,6 +233,11 @@ def _unit(
         indexed=indexed,
         remembers_refusal=writing.remembers_refusals,
     )
+
+
+@lru_cache(maxsize=1000)
+def _one(type_id: str) -> frozenset[str]:
+    return frozenset((type_id,))
 
 
 def _written(receipt: Receipt) -> Written:

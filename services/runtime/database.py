@@ -11,6 +11,7 @@ import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import psycopg
@@ -185,12 +186,14 @@ def packed_timestamptz(values: Iterable[datetime | None]) -> PackedArray:
     elements = list(values)
     return _packed(
         "timestamptz",
-        [
-            _NULL if moment is None else _INT8.pack(8, (moment - EPOCH - _POSTGRES_EPOCH) // timedelta(microseconds=1))
-            for moment in elements
-        ],
+        [_NULL if moment is None else _packed_moment(moment) for moment in elements],
         nulls=None in elements,
     )
+
+
+@lru_cache(maxsize=2048)  # that of a commit is in the log, and in what was created
+def _packed_moment(moment: datetime) -> bytes:
+    return _INT8.pack(8, (moment - EPOCH - _POSTGRES_EPOCH) // timedelta(microseconds=1))
 
 
 class _PackedDumper(Dumper):

@@ -41,6 +41,8 @@ def varint(number: int) -> bytes:
     """*number* (not negative) in base 128, low groups first."""
     if number < 128:
         return _ONE_BYTE[number]
+    if number < 16384:
+        return bytes((number & 127 | 128, number >> 7))
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)
@@ -133,37 +135,43 @@ def encode_value(item: Any) -> bytes:
 def decode_struct(message: Struct, field: str = "data") -> JsonObject:
     """``Struct`` to a JSON object that passes the rules of the contract, or ``INVALID_FIELD`` for *field*."""
     return {
-        _checked_key(key, field, ""): _decode_value(value, field, f"/{_escape(key)}", 1)
-        for key, value in message.fields.items()
+        _checked_key(key, field, ""): _decode_value(value, field, "/", key, 1) for key, value in message.fields.items()
     }
 
 
 def decode_list(message: ListValue, field: str, depth: int) -> list[Any]:
     """``ListValue`` to a JSON array that may stand *depth* levels deep in content, by the same rules."""
-    array: list[Any] = _decode_value(Value(list_value=message), field, "", depth)
+    array: list[Any] = _decode_value(Value(list_value=message), field, "", "", depth)
     return array
 
 
-def _decode_value(value: Value, field: str, pointer: str, depth: int) -> Any:
+def _decode_value(value: Value, field: str, parent: str, key: str | int, depth: int) -> Any:
     kind = value.WhichOneof("kind")
     if kind == "string_value":
-        return _checked_string(value.string_value, field, pointer)
+        text = value.string_value
+        if text.isascii() and "\x00" not in text:
+            return text
+        return _checked_string(text, field, f"{parent}{_escape(str(key))}")
     if kind == "number_value":
-        return checked_number(value.number_value, field, pointer)
+        number = value.number_value
+        if number.is_integer() and -MAX_INTEGER <= number <= MAX_INTEGER:
+            return int(number)
+        return checked_number(number, field, f"{parent}{_escape(str(key))}")
     if kind == "bool_value":
         return value.bool_value
     if kind == "null_value":
         return None
+    pointer = f"{parent}{_escape(str(key))}"
     if depth >= MAX_DEPTH:
         raise invalid_field(field, f"is nested more than {MAX_DEPTH} deep", pointer)
     if kind == "struct_value":
         return {
-            _checked_key(key, field, pointer): _decode_value(item, field, f"{pointer}/{_escape(key)}", depth + 1)
-            for key, item in value.struct_value.fields.items()
+            _checked_key(name, field, pointer): _decode_value(item, field, f"{pointer}/", name, depth + 1)
+            for name, item in value.struct_value.fields.items()
         }
     if kind == "list_value":
         return [
-            _decode_value(item, field, f"{pointer}/{index}", depth + 1)
+            _decode_value(item, field, f"{pointer}/", index, depth + 1)
             for index, item in enumerate(value.list_value.values)
         ]
     raise invalid_field(field, "holds a value of no kind", pointer)
