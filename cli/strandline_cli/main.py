@@ -185,6 +185,40 @@ def import_(
 
 
 @app.command()
+def export(
+    namespace: Annotated[str, typer.Argument()],
+    file: Annotated[Path, typer.Argument(dir_okay=False)],
+    types: Annotated[list[str] | None, typer.Option(help="Only entities of these types; may be repeated.")] = None,
+    revision: Annotated[int, typer.Option(min=0, help="As it was at this revision; 0: as it is now.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an export that was broken off.")] = False,
+) -> None:
+    """Write all entities, as they are at one revision, as JSON lines {"type", "id", "data"}, also as .xz or .gz.
+
+    FILE.types holds the types, for `strandline declare`.
+    """
+    from strandline_cli.export_command import run_export
+
+    raise typer.Exit(run_export(_running(), namespace, file, types=types or (), revision=revision, resume=resume))
+
+
+@app.command()
+def declare(
+    namespace: Annotated[str, typer.Argument()],
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+) -> None:
+    """Declare the types in a file, as `strandline export` writes it; those that are there already stay as they are."""
+    from strandline_cli.api import ApiError
+    from strandline_cli.type_files import TypeFileError, read_types
+    from strandline_cli.type_files import declare as declare_types
+
+    try:
+        made, there = declare_types(_running().api(), namespace, read_types(file))
+    except (TypeFileError, ApiError, OSError, UnicodeDecodeError) as failure:
+        _refuse(f"{file}: {failure}")
+    print(f"declared: {', '.join(made) or 'none'}; there already: {', '.join(there) or 'none'}")
+
+
+@app.command()
 def watch(
     namespace: Annotated[str, typer.Argument()],
     after: Annotated[int | None, typer.Option(min=0, help="Begin after this revision; left out: now.")] = None,

@@ -12,6 +12,8 @@ from strandline.entity.v1 import (
     entity_pb2,
     entity_service_pb2,
     entity_service_pb2_grpc,
+    history_service_pb2,
+    history_service_pb2_grpc,
     import_service_pb2,
     import_service_pb2_grpc,
 )
@@ -55,6 +57,9 @@ class Client:
         self._patience = patience
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._entities: entity_service_pb2_grpc.EntityServiceAsyncStub = entity_service_pb2_grpc.EntityServiceStub(
+            self._channel
+        )
+        self._history: history_service_pb2_grpc.HistoryServiceAsyncStub = history_service_pb2_grpc.HistoryServiceStub(
             self._channel
         )
         self._imports: import_service_pb2_grpc.ImportServiceAsyncStub = import_service_pb2_grpc.ImportServiceStub(
@@ -221,6 +226,20 @@ class Client:
             if not answer.next_page_token:
                 return
             request.page_token = answer.next_page_token
+
+    # Exports
+
+    async def export_page(
+        self, namespace: str, *, types: Sequence[str] = (), revision: int = 0, page_token: str = ""
+    ) -> history_service_pb2.ExportEntitiesResponse:
+        """A page of everything in *namespace* as it was at *revision* (0: as it is at the first page)."""
+        request = history_service_pb2.ExportEntitiesRequest(
+            parent=f"namespaces/{namespace}", types=types, revision=revision, page_token=page_token
+        )
+        answer: history_service_pb2.ExportEntitiesResponse = await self._call(
+            self._history.ExportEntities, request, namespace
+        )
+        return answer
 
     async def _call(self, method: Callable[..., Any], request: Message, namespace: str) -> Any:
         backoff = Backoff(self._patience)

@@ -18,6 +18,7 @@ from services.entity.snapshots import Place, SnapshotReader
 from services.runtime.call import MinRevision, Namespace
 from services.runtime.changelog import Head, select_head
 from services.runtime.database import Database
+from services.runtime.errors import invalid_field
 from services.runtime.page_tokens import binding_of, open_token, seal
 
 _TYPES_AT_ONCE: Final = 500
@@ -61,8 +62,10 @@ class Exporter:
             OutOfRange: COMPACTED or SNAPSHOT_EXPIRED.
         """
         wanted = sorted(set(types))
-        binding = binding_of("export", namespace.id, namespace.epoch, str(revision), *wanted)
+        binding = binding_of("export", namespace.id, namespace.epoch, *wanted)
         at = _decode(open_token(self._token_key, binding, page_token)) if page_token else None
+        if at is not None and revision not in (0, at.revision):
+            raise invalid_field("revision", f"the page token is of an export of revision {at.revision}")
         after = at.type if at is not None and at.in_types else ""
         head_rows, rows = await self._database.read(
             namespace.id,

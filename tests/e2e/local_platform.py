@@ -46,6 +46,10 @@ class Platform:
         """Run `strandline` with this home, as from another terminal."""
         return run_strandline(self.home, *arguments)
 
+    def begin(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start `strandline` with this home; does not wait."""
+        return subprocess.Popen([_STRANDLINE, *arguments], env=self.environment, stdout=subprocess.DEVNULL)
+
     def status(self) -> dict[str, Any]:
         """The answer of `strandline status --json`."""
         answer: dict[str, Any] = json.loads(self.run("status", "--json").stdout)
