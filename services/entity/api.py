@@ -36,6 +36,7 @@ from services.entity.mutations import (
 )
 from services.entity.preconditions import parse_precondition
 from services.entity.purge import Purger
+from services.entity.purges import Purges
 from services.entity.reads import Reader
 from services.entity.writes import Writer, Written
 from services.runtime import rpc, wire
@@ -57,6 +58,7 @@ class EntityHandlers:
         lister: Lister,
         history: History,
         purger: Purger,
+        purges: Purges,
         confirmations: Confirmations,
     ) -> None:
         self._writer = writer
@@ -64,6 +66,7 @@ class EntityHandlers:
         self._lister = lister
         self._history = history
         self._purger = purger
+        self._purges = purges
         self._confirmations = confirmations
 
     async def create_entity(self, request: pb.CreateEntityRequest, call: Call) -> bytes:
@@ -117,6 +120,14 @@ class EntityHandlers:
         key = parse_entity_name(request.name, namespace_of_call(call).id, "name")
         mutation = Mutation(Kind.UNDELETE, request.name, key, "name", etag=etag, by_if_match=by_if_match)
         return await self._write(request, call, "UndeleteEntity", mutation)
+
+    async def purge_entity(self, request: pb.PurgeEntityRequest, call: Call) -> pb.PurgeEntityResponse:
+        etag, by_if_match = call.expected_etag(request.etag)
+        key = parse_entity_name(request.name, namespace_of_call(call).id, "name")
+        limits = limited(writing(request, call, "PurgeEntity"), self._confirmations, request.confirm_operation_id)
+        receipt = await self._purges.purge(limits, request.name, key, etag, by_if_match)
+        call.position(receipt.revision, receipt.epoch)
+        return pb.PurgeEntityResponse(name=request.name, revision=receipt.revision, epoch=receipt.epoch)
 
     async def transact(self, request: pb.TransactRequest, call: Call) -> bytes:
         namespace = namespace_of_call(call)

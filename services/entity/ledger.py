@@ -13,6 +13,7 @@ from services.entity.decisions import Effect, Outcome, Prepared, Stale, decide
 from services.entity.limits import UNLIMITED, Confirmations, Counters, Delta, Limits
 from services.entity.model import EntityKey, IndexState, StoredEntity, etag_of, last_changed_by
 from services.entity.preconditions import Precondition
+from services.entity.purge_changes import Purge, PurgeRound
 from services.entity.store import EntityRow
 from services.entity.type_changes import TypeChange, TypeRound
 from services.runtime import wire
@@ -42,13 +43,13 @@ class Write(Unit):
     remembers_refusal: bool = False
 
 
-EntityUnit: TypeAlias = Write | TypeChange
+EntityUnit: TypeAlias = Write | TypeChange | Purge
 # No protobuf message begins with it.
 _REFUSAL: Final = b"\x00"
 
 
 class EntityLedger:
-    """Decides writes to entities, and changes of types."""
+    """Decides writes to entities, changes of types, and purges."""
 
     def __init__(self, types: Catalog, confirmations: Confirmations) -> None:
         self._types = types
@@ -64,6 +65,8 @@ class EntityLedger:
             statements += Counters.reads(namespace, list(batch.type_ids), batch.writes)
         if batch.unique:
             statements.append(store.select_holders(namespace, batch.unique))
+        for purge in batch.purges:
+            statements += PurgeRound.reads(namespace, purge)
         if batch.changes:
             statements += TypeRound.reads(namespace, batch.changes)
         return statements
@@ -80,6 +83,8 @@ class EntityLedger:
         if batch.unique:
             for index_id, key, entity_id in next(results):
                 round_.holders.setdefault((index_id, key), set()).add(entity_id)
+        if batch.purges:
+            round_.purge_round = PurgeRound(namespace, [next(results) for _ in range(PurgeRound.READS)])
         if batch.changes:
             round_.type_round = TypeRound(namespace, list(results))
         return round_
@@ -91,6 +96,7 @@ class _Batch:
     def __init__(self, units: Sequence[EntityUnit]) -> None:
         self.writes = [unit for unit in units if isinstance(unit, Write)]
         self.changes = [unit for unit in units if isinstance(unit, TypeChange)]
+        self.purges = [unit for unit in units if isinstance(unit, Purge)]  # one at most
         self.keys = [write.mutation.key for unit in self.writes for write in unit.writes]
         self.type_ids = dict.fromkeys(key.type for key in self.keys)
         for unit in self.writes:
@@ -113,6 +119,7 @@ class EntityRound:
     holders: dict[Entry, set[str]] = field(default_factory=dict)
     counters: Counters | None = None
     type_round: TypeRound | None = None
+    purge_round: PurgeRound | None = None
     _rows: dict[int, list[EntityRow]] = field(default_factory=dict)
 
     def decide(self, unit: EntityUnit, stamp: Stamp) -> Decision:
@@ -120,6 +127,9 @@ class EntityRound:
         if isinstance(unit, TypeChange):
             assert self.type_round is not None
             return self.type_round.decide(unit, stamp)
+        if isinstance(unit, Purge):
+            assert self.purge_round is not None
+            return self.purge_round.decide(unit, stamp)
         try:
             if unit.preconditions:
                 preconditions.check(unit.preconditions, self.entities)
@@ -149,6 +159,8 @@ class EntityRound:
             statements += self.counters.statements(writes, accepted[-1][1].commit_time)
         if self.type_round is not None:
             statements += self.type_round.writes(unit for unit, _ in accepted if isinstance(unit, TypeChange))
+        if self.purge_round is not None:
+            statements += self.purge_round.writes(unit for unit, _ in accepted if isinstance(unit, Purge))
         return statements
 
     def _building(self) -> frozenset[int]:

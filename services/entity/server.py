@@ -19,6 +19,7 @@ from services.entity.ledger import EntityLedger
 from services.entity.limits import Confirmations
 from services.entity.lists import Lister
 from services.entity.purge import Purger
+from services.entity.purges import Purges
 from services.entity.reads import Reader
 from services.entity.revision_diffs import RevisionDiffs
 from services.entity.snapshots import SnapshotReader
@@ -73,6 +74,7 @@ class EntityService:
                 Lister(self.database, types, token_key),
                 history,
                 Purger(self.database),
+                Purges(self.database, writer, self.committer),
                 confirmations,
             ),
             import_api.SERVICE: import_api.ImportHandlers(Importer(self.database, writer, confirmations), token_key),

@@ -99,16 +99,7 @@ def write_entities(namespace: str, rows: Sequence[EntityRow], building: Collecti
     # In the order of the primary key, so that neighbours are written to the same pages.
     removed = sorted((index_id, dead, key, row.key.id) for row in rows for dead, (index_id, key) in row.removed)
     if removed:
-        statements.append(
-            Statement(
-                """DELETE FROM index_entries WHERE ctid = ANY(ARRAY(
-                    SELECT e.ctid
-                    FROM unnest(%s::int8[], %s::bool[], %s::bytea[], %s::text[]) AS k (index_id, deleted, key, id)
-                    CROSS JOIN LATERAL (SELECT ctid FROM index_entries WHERE namespace = %s AND index_id = k.index_id
-                        AND deleted = k.deleted AND key = k.key AND id = k.id LIMIT 1) e))""",
-                (*_entry_columns(removed), namespace),
-            )
-        )
+        statements.append(_remove_entries(namespace, removed))
     added = sorted((index_id, dead, key, row.key.id) for row in rows for dead, (index_id, key) in row.added)
     if perhaps_there := [entry for entry in added if entry[0] in building]:
         statements.append(fill_entries(namespace, perhaps_there))
@@ -175,9 +166,28 @@ def _move_expirations(namespace: str, rows: Sequence[EntityRow]) -> list[Stateme
     return statements
 
 
+def remove_entity(namespace: str, key: EntityKey, entries: Collection[Entry]) -> list[Statement]:
+    """Statements that remove a deleted entity, with its index *entries*."""
+    statements = [Statement("DELETE FROM entities WHERE namespace = %s AND type = %s AND id = %s", (namespace, *key))]
+    if entries:
+        statements.append(_remove_entries(namespace, sorted((index, True, entry, key.id) for index, entry in entries)))
+    return statements
+
+
 def fill_entries(namespace: str, entries: Sequence[tuple[int, bool, bytes, str]]) -> Statement:
     """Insert (index id, deleted, key, id); an entry that is there already is no error (an index being filled)."""
     return Statement(_INSERT_ENTRIES + " ON CONFLICT DO NOTHING", (namespace, *_entry_columns(entries)))
+
+
+def _remove_entries(namespace: str, entries: Sequence[tuple[int, bool, bytes, str]]) -> Statement:
+    return Statement(
+        """DELETE FROM index_entries WHERE ctid = ANY(ARRAY(
+            SELECT e.ctid
+            FROM unnest(%s::int8[], %s::bool[], %s::bytea[], %s::text[]) AS k (index_id, deleted, key, id)
+            CROSS JOIN LATERAL (SELECT ctid FROM index_entries WHERE namespace = %s AND index_id = k.index_id
+                AND deleted = k.deleted AND key = k.key AND id = k.id LIMIT 1) e))""",
+        (*_entry_columns(entries), namespace),
+    )
 
 
 def _entry_columns(entries: Sequence[tuple[int, bool, bytes, str]]) -> tuple[object, ...]:

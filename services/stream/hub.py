@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from services.runtime.changelog import Head
-from services.stream.messages import LogUnit, UnitsMessage
+from services.stream.messages import LogUnit, UnitsMessage, purges
 
 # Of a ring, as the owner encoded the units; their JSON, about twice as long, comes on top when somebody reads JSON.
 MAX_RING_BYTES = 8 * 2**20
@@ -73,10 +73,18 @@ class Hub:
                 self.position += 1
                 self._units[self.position] = LogUnit(body)
                 self._bytes += len(body)
+                if purges(body):
+                    self._forget_before(self.position)
             self.head = max(self.head, self.position)
             self._evict()
             self.wake()
         return True
+
+    def _forget_before(self, revision: int) -> None:
+        """Drop the units before *revision*, which may hold what it purged: who still needs them reads the log."""
+        for dropped in range(self.floor + 1, revision):
+            self._bytes -= len(self._units.pop(dropped).body)
+        self.floor = revision - 1
 
     def _evict(self) -> None:
         while self._bytes > self.max_bytes or len(self._units) > self.max_units:

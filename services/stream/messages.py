@@ -11,6 +11,8 @@ from strandline.stream.v1 import feed_pb2
 from services.runtime import wire
 from services.stream.render import render_json
 
+_KIND_PURGED = wire.integer(1, feed_pb2.Change.PURGED)
+
 
 class Message(ABC):
     """One message of a feed, covering the revisions in ``(after, revision]``.
@@ -42,6 +44,14 @@ class LogUnit:
     @cached_property
     def json(self) -> bytes:
         return render_json(feed_pb2.Unit.FromString(self.body))
+
+
+def purges(body: bytes) -> bool:
+    """Whether the unit in *body* removed an entity for good."""
+    # The bytes of `kind: PURGED` are looked for first, because nearly no unit has them.
+    return _KIND_PURGED in body and any(
+        change.kind == feed_pb2.Change.PURGED for change in feed_pb2.Unit.FromString(body).changes
+    )
 
 
 class UnitsMessage(Message):

@@ -106,3 +106,19 @@ async def test_a_waiter_that_is_cancelled_leaves_the_others(hub: Hub) -> None:
     hub.wake()
     await asyncio.wait_for(second, 1)
     assert first.cancelled()
+
+
+def test_a_purge_drops_what_came_before_it_from_the_ring(hub: Hub) -> None:
+    purge = feed_pb2.Unit(revision=15, changes=[feed_pb2.Change(kind=feed_pb2.Change.PURGED)]).SerializeToString()
+    hub.append(10, [*bodies(10, 14), purge, *bodies(15, 17)])
+    assert (hub.floor, hub.position) == (14, 17)
+    batch = hub.batch(14)
+    assert batch is not None
+    assert [unit.revision for unit in batch.parsed] == [15, 16, 17]
+    hub.append(17, bodies(17, 100))
+    assert hub.floor == 50, "what is left is counted as before"
+
+
+def test_content_that_looks_like_a_purge_drops_nothing(hub: Hub) -> None:
+    hub.append(10, [*bodies(10, 12), feed_pb2.Unit(revision=13, actor="\b\5").SerializeToString()])
+    assert (hub.floor, hub.position) == (10, 13)
