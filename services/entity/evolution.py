@@ -1,15 +1,53 @@
-"""How a type's schema may change: judged by the compatibility that the type promises."""
+"""How a type's schema may change: by the compatibility that the type promises, and by who names its fields.
+
+Comparing schemas can take a second, so it is done before the lock is taken, on a thread; under the lock only the
+judgement is looked at, and whether it is still about what is stored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from services.entity.compatibility import Comparison, Difference, Mode, NotASchema, as_type
-from services.runtime.errors import FailedPrecondition, InvalidArgument, Violation, invalid_field
+from services.runtime.errors import Aborted, FailedPrecondition, Violation, invalid_field
+from services.runtime.filters.ast import Path
+from services.runtime.filters.paths import render_path
 from services.runtime.wire import JsonObject
 
 FIELD: Final = "type.schema"
+MAX_FIELD_STEPS: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What was found about a schema as the successor of ``schema_version`` under ``mode``.
+
+    ``keeps_old``: no stored entity can become invalid. Of ``asked`` fields, ``removed`` cannot be there any more.
+    """
+
+    schema_version: int
+    mode: Mode
+    refusal: FailedPrecondition | None
+    keeps_old: bool
+    asked: frozenset[Path]
+    removed: frozenset[Path]
+
+
+class FieldUse(NamedTuple):
+    """Somebody names the fields at *paths*; *user* says who, *rule* what kind of user that is."""
+
+    rule: str
+    user: str
+    paths: tuple[Path, ...]
+
+
+class StaleJudgement(Aborted):
+    """The judgement is not about what is stored now: judge again. No caller ever sees this."""
+
+    def __init__(self) -> None:
+        super().__init__("STALE", "judge again")
 
 
 def compare(versions: Sequence[JsonObject], schema: JsonObject, field: str) -> Comparison:
@@ -21,19 +59,63 @@ def compare(versions: Sequence[JsonObject], schema: JsonObject, field: str) -> C
     try:
         return Comparison([as_type(version) for version in versions], as_type(schema))
     except NotASchema as failure:
-        raise _invalid(failure, field) from None
+        raise invalid_field(field, failure.message, failure.pointer) from None
 
 
-def check_compatible(mode: Mode, versions: Sequence[JsonObject], schema: JsonObject) -> None:
-    """Refuse *schema* as the successor of *versions*, of which the last one is in force.
+def judge(
+    schema_version: int, versions: Sequence[JsonObject], schema: JsonObject, mode: Mode, fields: Iterable[Path]
+) -> Judgement:
+    """Judge *schema* as the successor of *versions*, of which the last is in force; somebody names *fields*."""
+    comparison = compare(versions, schema, FIELD)
+    differences = comparison.differences(mode)
+    asked = frozenset(fields)
+    return Judgement(
+        schema_version=schema_version,
+        mode=mode,
+        refusal=_incompatible(mode, differences, comparison.allowed_by()) if differences else None,
+        keeps_old=not comparison.differences(Mode.BACKWARD),
+        asked=asked,
+        removed=frozenset(path for path in asked if has_field(versions[-1], path) and not has_field(schema, path)),
+    )
+
+
+def has_field(schema: JsonObject, path: Path) -> bool:
+    """Whether data that is valid by *schema* may have something at *path*, also inside arrays."""
+    return bool(Comparison([as_type(schema)], _lacking(path), MAX_FIELD_STEPS).differences(Mode.BACKWARD))
+
+
+def _lacking(path: Path) -> JsonObject:
+    """The schema of data that has nothing at *path*."""
+    definitions: dict[str, Any] = {str(len(path)): True}
+    for place, key in enumerate(path):
+        below = {"$ref": f"#/$defs/{place + 1}"}
+        here = {"type": "object", "required": [key], "properties": {key: below}}
+        definitions[str(place)] = {"anyOf": [here, {"type": "array", "contains": here}]} if place else here
+    return {"not": {"$ref": "#/$defs/0"}, "$defs": definitions}
+
+
+def check_fields(removed: Collection[Path], uses: Iterable[FieldUse]) -> None:
+    """Refuse to remove a field that somebody uses.
 
     Raises:
-        FailedPrecondition: ``INCOMPATIBLE_SCHEMA`` with each difference, its rule first, and the modes that would allow
-            the change.
+        FailedPrecondition: ``INCOMPATIBLE_SCHEMA``, naming each of *uses*.
     """
-    comparison = compare(versions, schema, FIELD)
-    if differences := comparison.differences(mode):
-        raise _incompatible(mode, differences, comparison.allowed_by())
+    violations = [
+        Violation(FIELD, f"{use.rule}: {render_path(path)} is removed, but named by {use.user}", _pointer(path))
+        for use in uses
+        for path in use.paths
+        if path in removed
+    ]
+    if violations:
+        first = violations[0]
+        rule, _, _ = first.message.partition(":")
+        raise FailedPrecondition(
+            "INCOMPATIBLE_SCHEMA", f"the schema is refused: {first.message}", violations=violations, rule=rule
+        )
+
+
+def _pointer(path: Path) -> str:
+    return "".join(f"/properties/{key.replace('~', '~0').replace('/', '~1')}" for key in path)
 
 
 def _incompatible(mode: Mode, differences: Sequence[Difference], allowed_by: Sequence[Mode]) -> FailedPrecondition:
@@ -46,7 +128,3 @@ def _incompatible(mode: Mode, differences: Sequence[Difference], allowed_by: Seq
         rule=first.rule,
         allowed_by=allowed,
     )
-
-
-def _invalid(failure: NotASchema, field: str) -> InvalidArgument:
-    return invalid_field(field, failure.message, failure.pointer)

@@ -25,6 +25,8 @@ TABLES: Final[tuple[LiteralString, ...]] = (
     "import_rejections",
     "import_chunks",
     "imports",
+    "operation_jobs",
+    "operations",
     "index_jobs",
     "index_entries",
     "entities",

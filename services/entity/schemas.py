@@ -54,13 +54,15 @@ def check_schema(schema: JsonObject, field: str) -> None:
     check_cost(schema, field)
 
 
-def compile_schema(schema: JsonObject) -> Validator:
+def compile_schema(schema: JsonObject, *, mask: str | None = None) -> Validator:
     """The validator of a type's data: *schema*, closed at its top level unless it says otherwise.
+
+    Its messages say *mask* in the place of values.
 
     Raises:
         jsonschema_rs.ValidationError: it is no valid schema, or refers to something outside itself.
     """
-    return Validator(closed(schema), pattern_options=_PATTERNS, offline=True)
+    return Validator(closed(schema), pattern_options=_PATTERNS, offline=True, mask=mask)
 
 
 def closed(schema: JsonObject) -> JsonObject:

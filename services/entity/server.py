@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from services.entity import api, history_api, import_api, type_api, upkeep
+from services.entity import api, history_api, import_api, operation_api, schema_api, type_api, upkeep
 from services.entity.catalog import Catalog
 from services.entity.expiry import Expirer
 from services.entity.exports import Exporter
@@ -18,11 +18,14 @@ from services.entity.index_builds import IndexBuilder
 from services.entity.ledger import EntityLedger
 from services.entity.limits import Confirmations
 from services.entity.lists import Lister
+from services.entity.long_running import OperationRunner
+from services.entity.operation_store import OperationKind
 from services.entity.purge import Purger
 from services.entity.purges import Purges
 from services.entity.reads import Reader
 from services.entity.revision_diffs import RevisionDiffs
 from services.entity.snapshots import SnapshotReader
+from services.entity.validations import EntityValidation
 from services.entity.writes import Writer
 from services.runtime import log_service
 from services.runtime.access import AccessCopy
@@ -63,6 +66,7 @@ class EntityService:
         confirmations = Confirmations(token_key)
         self.committer = Committer(self.database, EntityLedger(types, confirmations), bus.publish_commit)
         self.builder = IndexBuilder(self.database)
+        self.runner = OperationRunner(self.database, {OperationKind.VALIDATE_ENTITIES: EntityValidation()})
         writer = Writer(self.database, types, self.committer)
         self.expirer = Expirer(self.database, writer)
         history = History(self.database, types, token_key)
@@ -78,7 +82,11 @@ class EntityService:
                 confirmations,
             ),
             import_api.SERVICE: import_api.ImportHandlers(Importer(self.database, writer, confirmations), token_key),
-            type_api.SERVICE: type_api.TypeHandlers(self.database, self.committer, self.builder, token_key),
+            type_api.SERVICE: type_api.TypeHandlers(
+                self.database, self.committer, self.builder, self.runner, token_key
+            ),
+            schema_api.SERVICE: schema_api.SchemaHandlers(self.database, self.runner, token_key),
+            operation_api.SERVICE: operation_api.OperationHandlers(self.database),
             history_api.SERVICE: history_api.HistoryHandlers(
                 writer,
                 history,
@@ -98,6 +106,7 @@ class EntityService:
         background = [
             asyncio.create_task(upkeep.forget(self.database)),
             asyncio.create_task(self.expirer.run()),
+            asyncio.create_task(self.runner.run()),
         ]
         try:
             await self.server.run()

@@ -2,48 +2,60 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from typing import Final
 
+import orjson
 from strandline.entity.v1 import entity_pb2
 from strandline.entity.v1 import type_service_pb2 as pb
 
 from services.entity import schemas, type_store
 from services.entity.calls import answer_with, namespace_of_call, writing
 from services.entity.catalog import missing_type
+from services.entity.compatibility import Mode
 from services.entity.content import canonical
+from services.entity.evolution import StaleJudgement, judge
 from services.entity.index_builds import IndexBuilder
 from services.entity.index_keys import parse_index, parse_index_field
 from services.entity.ledger import EntityUnit
-from services.entity.model import MAX_ANSWER_BYTES, OnDelete, encode_type, parse_namespace, parse_type_name, type_name
+from services.entity.long_running import OperationRunner
+from services.entity.model import MAX_ANSWER_BYTES, encode_type, parse_namespace, parse_type_name, type_name
+from services.entity.operation_store import OperationKey
 from services.entity.reads import current_head
-from services.entity.type_changes import DeclaredIndex, DeclaredReference, TypeChange, TypeOperation
-from services.entity.writes import Writing
+from services.entity.type_changes import DeclaredIndex, TypeChange, TypeOperation
+from services.entity.writes import MAX_ATTEMPTS, Writing
 from services.runtime import wire
-from services.runtime.call import Call
+from services.runtime.call import Call, Namespace
 from services.runtime.changelog import select_head
 from services.runtime.committer import Committer
 from services.runtime.database import Database, Row, pipeline
-from services.runtime.errors import invalid_field
+from services.runtime.errors import Unavailable, invalid_field
+from services.runtime.ids import uuid7
 from services.runtime.page_tokens import binding_of, open_token, page_size, seal
 from services.runtime.wire import JsonObject
 
 SERVICE: Final = "strandline.entity.v1.TypeService"
 MAX_INDEXES: Final = 32
-MAX_REFERENCES: Final = 16
-_FIELDS: Final = frozenset({"schema", "compatibility", "indexes", "references"})
+_FIELDS: Final = frozenset({"schema", "compatibility", "indexes"})
 
 
 class TypeHandlers:
     """The handlers of ``TypeService``."""
 
     def __init__(
-        self, database: Database, committer: Committer[EntityUnit], builder: IndexBuilder, token_key: bytes
+        self,
+        database: Database,
+        committer: Committer[EntityUnit],
+        builder: IndexBuilder,
+        runner: OperationRunner,
+        token_key: bytes,
     ) -> None:
         self._database = database
         self._committer = committer
         self._builder = builder
+        self._runner = runner
         self._token_key = token_key
 
     async def create_type(self, request: pb.CreateTypeRequest, call: Call) -> bytes:
@@ -57,7 +69,6 @@ class TypeHandlers:
             schema=_schema(request.type),
             compatibility=request.type.compatibility or None,
             indexes=_indexes(request.type.indexes),
-            references=_references(request.type.references) or None,
         )
         call.response_headers["location"] = f"/v1/{name}"
         return await self._commit(change, call)
@@ -65,7 +76,7 @@ class TypeHandlers:
     async def update_type(self, request: pb.UpdateTypeRequest, call: Call) -> bytes:
         asked = set(request.update_mask) or {field.name for field, _ in request.type.ListFields()} & _FIELDS
         if unknown := asked - _FIELDS:
-            raise invalid_field("update_mask", f"{min(unknown)[:100]!r} is none of {', '.join(sorted(_FIELDS))}")
+            raise invalid_field("update_mask", f"{min(unknown)[:100]!r} is none of schema, compatibility, indexes")
         etag, by_if_match = call.expected_etag(request.etag)
         change = _change(
             writing(request, call, "UpdateType"),
@@ -74,11 +85,17 @@ class TypeHandlers:
             schema=_schema(request.type) if "schema" in asked else None,
             compatibility=request.type.compatibility or None if "compatibility" in asked else None,
             indexes=_indexes(request.type.indexes) if "indexes" in asked else None,
-            references=_references(request.type.references) if "references" in asked else None,
             etag=etag or request.type.etag,
             by_if_match=by_if_match,
         )
-        return await self._commit(change, call)
+        for _ in range(MAX_ATTEMPTS):
+            if change.schema is not None:
+                await self._judge(change, namespace_of_call(call))
+            try:
+                return await self._commit(change, call)
+            except StaleJudgement:
+                continue
+        raise Unavailable("OVERLOADED", "the type is being changed by many others; retry")
 
     async def delete_type(self, request: pb.DeleteTypeRequest, call: Call) -> bytes:
         etag, by_if_match = call.expected_etag(request.etag)
@@ -136,11 +153,34 @@ class TypeHandlers:
         namespace = namespace_of_call(call)
         if change.operation != TypeOperation.DELETE:
             async with self._database.connection() as connection:
-                (ids,) = await pipeline(connection, type_store.allocate_index_ids(MAX_INDEXES + MAX_REFERENCES))
+                (ids,) = await pipeline(connection, type_store.allocate_index_ids(MAX_INDEXES))
             change.index_ids = [index_id for (index_id,) in ids]
         receipt = await self._committer.commit(namespace, change)
         self._builder.wake()
-        return answer_with(call, receipt.answer, receipt.revision, namespace.epoch)
+        answer = answer_with(call, receipt.answer, receipt.revision, namespace.epoch)
+        if receipt.result is None:
+            return answer
+        self._runner.wake()
+        call.response_headers["strandline-operation"] = receipt.result
+        return answer + wire.text(4, receipt.result)
+
+    async def _judge(self, change: TypeChange, namespace: Namespace) -> None:
+        """Find out about the schema of *change* as the successor of what is stored."""
+        types, rows = await self._database.read(
+            namespace.id,
+            type_store.select_types(namespace.id, {change.type_id: 0}),
+            type_store.select_schemas(namespace.id, [change.type_id]),
+        )
+        type_ = type_store.type_of(types[0]) if types else None
+        if type_ is None or change.schema is None:
+            return  # it is refused under the lock, or was answered already
+        fields = [part.path for index in type_.indexes for part in index.spec.fields]
+        for declared in change.indexes or ():
+            fields += [parse_index_field(text).path for text in declared.fields]
+        versions = [orjson.loads(text) for _, text in rows]
+        mode = Mode(change.compatibility or type_.compatibility)
+        change.judgement = await asyncio.to_thread(judge, type_.schema_version, versions, change.schema, mode, fields)
+        change.validation = OperationKey(namespace.id, namespace.epoch, uuid7())
 
 
 def _progress(rows: Sequence[Row]) -> dict[int, tuple[int, int]]:
@@ -166,19 +206,6 @@ def _indexes(declared: Sequence[entity_pb2.Index]) -> list[DeclaredIndex]:
     return indexes
 
 
-def _references(declared: Sequence[entity_pb2.Reference]) -> list[DeclaredReference]:
-    references = []
-    for place, reference in enumerate(declared):
-        field = f"type.references[{place}].field"
-        if parse_index_field(reference.field, field=field).descending:
-            raise invalid_field(field, "expected data.<name>")
-        on_delete = OnDelete(reference.on_delete or OnDelete.RESTRICT)
-        references.append(DeclaredReference(reference.field, reference.type, on_delete))
-    if len({parse_index_field(reference.field).path for reference in references}) < len(references):
-        raise invalid_field("type.references", "a field is named twice")
-    return references
-
-
 def _change(
     writing: Writing,
     operation: TypeOperation,
@@ -187,21 +214,17 @@ def _change(
     schema: JsonObject | None = None,
     compatibility: int | None = None,
     indexes: Sequence[DeclaredIndex] | None = None,
-    references: Sequence[DeclaredReference] | None = None,
     etag: str = "",
     by_if_match: bool = False,
 ) -> TypeChange:
     declared = [(index.fields, index.unique, index.full_text) for index in indexes] if indexes is not None else None
     asked = canonical([operation, type_id, schema, compatibility, declared, etag])
-    if references is not None:
-        asked += canonical([(one.field, one.type, one.on_delete) for one in references])
     return TypeChange(
         actor=writing.actor,
         method=writing.method,
         request_id=writing.request_id,
         body_hash=hashlib.blake2b(asked, digest_size=16).digest(),
         exclusive=frozenset({type_id}),
-        shared=frozenset(reference.type for reference in references or ()),
         size=2 * len(asked),
         validate_only=writing.validate_only,
         operation=operation,
@@ -209,7 +232,6 @@ def _change(
         schema=schema,
         compatibility=compatibility,
         indexes=indexes,
-        references=references,
         etag=etag,
         by_if_match=by_if_match,
     )

@@ -1,11 +1,11 @@
-"""What a process does now and then: forgetting answers and imports that are too old to be asked for again."""
+"""What a process does now and then: forgetting answers, imports and operations that nobody asks for again."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 
-from services.entity import import_store, usage_store
+from services.entity import import_store, operation_store, usage_store
 from services.entity.import_store import ImportKey
 from services.runtime import changelog
 from services.runtime.database import Database, Statement, pipeline
@@ -34,7 +34,8 @@ async def forget_everywhere(database: Database) -> None:
     for (namespace,) in rows:
         try:
             await changelog.forget_requests(database, namespace)
-            await _forget_mass_changes(database, namespace)
+            await _forget(database, namespace, usage_store.forget_mass_changes(namespace))
+            await _forget(database, namespace, operation_store.forget_operations(namespace))
             await forget_imports(database, namespace)
         except Exception as failure:
             failed[namespace] = failure
@@ -50,13 +51,9 @@ async def forget_everywhere(database: Database) -> None:
         )
 
 
-async def _forget_mass_changes(database: Database, namespace: str) -> None:
+async def _forget(database: Database, namespace: str, statement: Statement) -> None:
     async with database.connection() as connection, connection.transaction():
-        await pipeline(
-            connection,
-            Statement("SELECT set_config('app.namespace', %s, true)", (namespace,)),
-            usage_store.forget_mass_changes(namespace),
-        )
+        await pipeline(connection, Statement("SELECT set_config('app.namespace', %s, true)", (namespace,)), statement)
 
 
 async def forget_imports(database: Database, namespace: str) -> None:

@@ -15,7 +15,7 @@ from services.entity.compatibility.differences import RULES, Difference, narrowe
 from services.entity.compatibility.emptiness import Budget
 from services.entity.compatibility.nodes import Document, Interner, NotASchema, is_legacy
 
-__all__ = ["RULES", "Comparison", "Difference", "Mode", "NotASchema", "as_type"]
+__all__ = ["RULES", "Comparison", "Difference", "Mode", "NotASchema", "as_type", "is_legacy"]
 
 MAX_STEPS: Final = 1_000_000
 """For one comparison with all versions: about two seconds."""

@@ -28,6 +28,8 @@ from strandline.entity.v1 import (
     history_service_pb2,
     history_service_pb2_grpc,
     import_service_pb2_grpc,
+    operation_service_pb2_grpc,
+    schema_service_pb2_grpc,
     type_service_pb2,
     type_service_pb2_grpc,
 )
@@ -126,12 +128,16 @@ class Replica:
     entities: Any = field(init=False)
     imports: Any = field(init=False)
     types: Any = field(init=False)
+    schemas: Any = field(init=False)
+    operations: Any = field(init=False)
     history: Any = field(init=False)
     log: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.entities = pb_grpc.EntityServiceStub(self.channel)
         self.imports = import_service_pb2_grpc.ImportServiceStub(self.channel)
+        self.schemas = schema_service_pb2_grpc.SchemaServiceStub(self.channel)
+        self.operations = operation_service_pb2_grpc.OperationServiceStub(self.channel)
         self.types = type_service_pb2_grpc.TypeServiceStub(self.channel)
         self.history = history_service_pb2_grpc.HistoryServiceStub(self.channel)
         self.log = log_service_pb2_grpc.LogServiceStub(self.channel)
