@@ -9,7 +9,10 @@ from google.protobuf.message import Message
 from strandline.entity.v1 import entity_pb2
 from strandline.entity.v1 import entity_service_pb2 as pb
 
+from services.entity.aggregates import Aggregator
 from services.entity.calls import WriteRequest, answer_with, as_of, limited, namespace_of_call, writing
+from services.entity.counts import Counter
+from services.entity.figures import parse_aggregates, render_aggregates
 from services.entity.history import History
 from services.entity.ledger import encode_answer
 from services.entity.limits import Confirmations, available_writes
@@ -56,6 +59,8 @@ class EntityHandlers:
         writer: Writer,
         reader: Reader,
         lister: Lister,
+        counter: Counter,
+        aggregator: Aggregator,
         history: History,
         purger: Purger,
         purges: Purges,
@@ -64,6 +69,8 @@ class EntityHandlers:
         self._writer = writer
         self._reader = reader
         self._lister = lister
+        self._counter = counter
+        self._aggregator = aggregator
         self._history = history
         self._purger = purger
         self._purges = purges
@@ -248,6 +255,29 @@ class EntityHandlers:
         if quota.max_writes_per_second:
             usage.available_writes = int(available_writes(quota, budget, datetime.now(UTC)))
         return pb.GetUsageResponse(usage=usage, revision=head.revision, epoch=head.epoch)
+
+    async def count_entities(self, request: pb.CountEntitiesRequest, call: Call) -> pb.CountEntitiesResponse:
+        type_id, minimum = parse_type_name(request.parent, "parent"), call.min_revision(request.min_revision)
+        namespace = namespace_of_call(call)
+        counted = await self._counter.count(
+            namespace, type_id, request.filter, minimum, show_deleted=request.show_deleted
+        )
+        call.position(counted.head.revision, counted.head.epoch)
+        return pb.CountEntitiesResponse(
+            count=counted.count,
+            at_least=counted.at_least,
+            revision=counted.head.revision,
+            epoch=counted.head.epoch,
+        )
+
+    async def aggregate_entities(
+        self, request: pb.AggregateEntitiesRequest, call: Call
+    ) -> pb.AggregateEntitiesResponse:
+        minimum = call.min_revision(request.min_revision)
+        asked = parse_aggregates(request)
+        found = await self._aggregator.aggregate(namespace_of_call(call), asked, minimum)
+        call.position(found.head.revision, found.head.epoch)
+        return render_aggregates(found)
 
     async def purge_namespace(self, request: pb.PurgeNamespaceRequest, call: Call) -> pb.PurgeNamespaceResponse:
         namespace_id = parse_namespace(f"namespaces/{request.namespace_id}", "namespace_id")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
-from services.entity.index_keys import STRING, encode, invert, successor
+from services.entity.index_keys import NULL, STRING, encode, invert, successor
 from services.runtime.filters.ast import Compare, Duration, Instant, Like, Node, Operator, Value
 
 
@@ -42,6 +43,10 @@ class Interval:
         low = max(self.low, other.low, key=Cut.position)
         high = min(self.high, other.high, key=Cut.position)
         return Interval(low, high, other.fixed if self.fixed is None else self.fixed)
+
+
+SCALARS: Final = Interval(Cut(NULL, after=True), Cut(STRING, after=True), None)
+"""Everything that is neither missing nor null."""
 
 
 def interval(term: Node) -> Interval | None:

@@ -9,9 +9,10 @@ statistics say.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from services.entity.planner import Plan
+from services.entity.store import ENTITY_FIELDS
 from services.runtime.database import Statement
 from services.runtime.filters import compile_sql
 
@@ -47,15 +48,6 @@ def page_statement(walk: Walk) -> Statement:
     else:
         _walk_index(text, walk, walk.plan.index_id)
     return Statement(text.sql, tuple(text.params))
-
-
-_OF_ENTITY: Final = """jsonb_build_object(
-    'name', 'namespaces/' || namespace || '/types/' || type || '/entities/' || id, 'uid', uid,
-    'etag', '"' || revision || '"', 'revision', revision, 'created_by', created_by,
-    'create_time', to_char(create_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-    'delete_time', to_char(delete_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-    'expire_time', to_char(expire_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))"""
-"""See ``services.runtime.filters.attributes``."""
 
 
 class _Text:
@@ -156,5 +148,5 @@ def _residual(text: _Text, plan: Plan) -> None:
     if plan.residual is None:
         text.add("true")
     else:
-        sql, params = compile_sql(plan.residual, entity=_OF_ENTITY)
+        sql, params = compile_sql(plan.residual, entity=ENTITY_FIELDS)
         text.add(sql, *params)

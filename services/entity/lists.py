@@ -14,7 +14,7 @@ from services.entity.catalog import Catalog, missing_type
 from services.entity.content import CompiledType
 from services.entity.list_queries import Position, Walk, page_statement
 from services.entity.model import MAX_ANSWER_BYTES, IndexState
-from services.entity.planner import Plan, plan_list
+from services.entity.planner import Indexes, Plan, plan_list
 from services.entity.reads import current_head
 from services.entity.searches import full_text_index, parse_search, plan_search, rarest, select_frequencies
 from services.runtime import wire
@@ -158,16 +158,21 @@ class _Reading:
 
 def plan_query(compiled: CompiledType, query: Query, after: Position | None) -> Plan:
     """The walk for *query*; one that goes on after a position stays in the index of that position."""
-    ready = [
-        (index.id, index.spec)
-        for index in compiled.type.indexes
-        if index.state == IndexState.READY and not index.spec.full_text
-    ]
+    ready = ready_indexes(compiled)
     if after is not None:
         ready = [(index_id, spec) for index_id, spec in ready if index_id == after.index_id]
         if after.index_id is not None and not ready:
             raise InvalidArgument("PAGE_TOKEN_INVALID", "the index that this list walked is gone; begin again")
     return plan_list(parsed_filter(query.filter, compiled), query.order_by, ready, compiled.field_types)
+
+
+def ready_indexes(compiled: CompiledType) -> Indexes:
+    """The ordered indexes that a plan may use."""
+    return [
+        (index.id, index.spec)
+        for index in compiled.type.indexes
+        if index.state == IndexState.READY and not index.spec.full_text
+    ]
 
 
 @lru_cache(maxsize=1000)

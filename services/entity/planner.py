@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeAlias
 
 from services.entity.index_keys import MAX_FIELDS, IndexField, IndexSpec, encode, invert, parse_order_by, prefix_range
-from services.entity.intervals import Interval, exact, interval
+from services.entity.intervals import SCALARS, Interval, exact, interval
 from services.runtime.errors import FailedPrecondition, invalid_field
 from services.runtime.filters.ast import And, Compare, Has, Like, Node, Path
 from services.runtime.filters.types import FieldTypes
 
 _Values: TypeAlias = tuple[Path, bool]
 """See ``IndexField.values``."""
+Indexes: TypeAlias = Sequence[tuple[int, IndexSpec]]
+"""The READY indexes of a type with their ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class _Match:
 def plan_list(
     filter: Node | None,
     order_by: str,
-    indexes: Sequence[tuple[int, IndexSpec]],
+    indexes: Indexes,
     field_types: FieldTypes = MappingProxyType({}),
 ) -> Plan:
     """Return the walk that answers a list.
@@ -99,6 +101,19 @@ def plan_list(
         raise _index_required(query)
     best = max(usable, key=lambda match: (match.equalities, match.ranged, -len(match.fields), -match.index_id))
     return _walk(best, query)
+
+
+def plan_end(filter: Node | None, field: IndexField, indexes: Indexes) -> Plan | None:
+    """Return the walk whose first entity has the least scalar in *field*, the greatest if it descends.
+
+    None if no index serves the whole filter together with that order.
+    """
+    query = _analyse(filter, str(field), {})
+    asked = query.intervals.get(field.values, SCALARS).intersect(SCALARS)
+    query = replace(query, intervals={**query.intervals, field.values: asked})
+    matches = (_match(index_id, spec.fields, query) for index_id, spec in indexes)
+    walks = (_walk(match, query) for match in matches if match is not None and (match.equalities or match.ranged))
+    return next((walk for walk in walks if walk.residual is None), None)
 
 
 def _analyse(filter: Node | None, order_by: str, field_types: FieldTypes) -> _Query:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Self
 
 from services.entity import api, history_api, import_api, operation_api, schema_api, type_api, upkeep
+from services.entity.aggregates import Aggregator
 from services.entity.catalog import Catalog
+from services.entity.counts import Counter
 from services.entity.expiry import Expirer
 from services.entity.exports import Exporter
 from services.entity.history import History
@@ -76,6 +78,8 @@ class EntityService:
                 writer,
                 Reader(self.database),
                 Lister(self.database, types, token_key),
+                Counter(self.database, types),
+                Aggregator(self.database, types),
                 history,
                 Purger(self.database),
                 Purges(self.database, writer, self.committer),

@@ -23,6 +23,14 @@ from services.runtime.database import (
     packed_timestamptz,
 )
 
+ENTITY_FIELDS: Final = """jsonb_build_object(
+    'name', 'namespaces/' || namespace || '/types/' || type || '/entities/' || id, 'uid', uid,
+    'etag', '"' || revision || '"', 'revision', revision, 'created_by', created_by,
+    'create_time', to_char(create_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+    'delete_time', to_char(delete_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+    'expire_time', to_char(expire_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))"""
+"""The entity's own fields as JSON, of a row of ``entities``: see ``services.runtime.filters.attributes``."""
+
 
 class EntityRow(NamedTuple):
     """An entity as it will be stored, and the index entries (deleted, entry) that it leaves and takes.
