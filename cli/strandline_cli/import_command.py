@@ -19,7 +19,7 @@ from strandline.entity.v1 import import_service_pb2 as pb
 
 from strandline_cli import import_files
 from strandline_cli.api import ApiError
-from strandline_cli.import_files import Chunk, ImportFileError, JsonLines
+from strandline_cli.import_files import Chunk, ImportFileError
 from strandline_cli.importer import Import, Order, Reasons
 from strandline_cli.platform import Running
 
@@ -73,12 +73,9 @@ async def _import_file(
 
 
 def _chunks(running: Running, order: Order, files: Files, file: IO[bytes]) -> Iterator[Chunk]:
-    """The rows of the file in whichever format it has; types that it declares and that are not there are made."""
+    """The rows of the file in whichever format it has."""
     if not import_files.is_csv(files.source):
-        lines = JsonLines(file)
-        for declared in lines.types:
-            _declare(running, order, declared)
-        return lines.chunks()
+        return import_files.json_line_chunks(file)
     if not order.kind or files.id_column is None:
         raise ImportFileError("CSV says neither type nor id: --type TYPE --id COLUMN")
     try:
@@ -86,23 +83,6 @@ def _chunks(running: Running, order: Order, files: Files, file: IO[bytes]) -> It
     except ApiError as failure:
         raise ImportFileError(f"the type {order.kind} of {order.namespace} cannot be read: {failure}") from failure
     return import_files.csv_chunks(file, order.kind, files.id_column, schema)
-
-
-def _declare(running: Running, order: Order, declared: dict[str, Any]) -> None:
-    """Make a type that an export declares; one that is there stays as it is."""
-    types = f"/v1/namespaces/{order.namespace}/types"
-    name = declared["type"]
-    try:
-        running.api().call("GET", f"{types}/{name}")
-    except ApiError as failure:
-        if failure.reason != "NOT_FOUND":
-            raise
-        if order.dry_run:
-            print(f"The type {name} would be declared; until then its rows are rejected")
-            return
-        body = {key: value for key, value in declared.items() if key != "type"}
-        running.api().call("POST", f"{types}?type_id={name}", body)
-        print(f"Declared the type {name}", flush=True)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import itertools
 import json
 import lzma
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -73,26 +72,9 @@ def unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
     return raw
 
 
-class JsonLines:
-    """A file of JSON lines. Lines at its head that declare types, ``{"type", "schema", ...}``, become blank."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._lines = _lines(file)
-        self.types: list[dict[str, Any]] = []
-        """The declarations at the head."""
-        head: list[bytes] = []
-        for line in self._lines:
-            declared = _declaration(line)
-            if declared is None:
-                head.append(line)
-                break
-            self.types.append(declared)
-            head.append(b"")
-        self._lines = itertools.chain(head, self._lines)
-
-    def chunks(self) -> Iterator[Chunk]:
-        """The lines in runs that fit one request."""
-        return _chunks((line, 0) for line in self._lines)
+def json_line_chunks(file: IO[bytes]) -> Iterator[Chunk]:
+    """The lines of a file of JSON lines in runs that fit one request."""
+    return _chunks((line, 0) for line in _lines(file))
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
@@ -105,18 +87,6 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
         yield from whole
     if rest:
         yield rest
-
-
-def _declaration(line: bytes) -> dict[str, Any] | None:
-    """The type that *line* declares, if it is the declaration of one."""
-    if b'"schema"' not in line:
-        return None
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    declares = isinstance(row, dict) and isinstance(row.get("type"), str) and "schema" in row and "id" not in row
-    return row if declares else None
 
 
 def csv_chunks(file: IO[bytes], kind: str, id_column: str, schema: Mapping[str, Any]) -> Iterator[Chunk]:
@@ -180,11 +150,6 @@ def column_kinds(schema: Mapping[str, Any]) -> dict[str, frozenset[str]]:
         declared = rule.get("type", ()) if isinstance(rule, Mapping) else ()
         kinds[name] = frozenset([declared] if isinstance(declared, str) else declared)
     return kinds
-
-
-def row_chunks(rows: Iterable[Mapping[str, Any]]) -> Iterator[Chunk]:
-    """Rows that are made, not read, in runs that fit one request."""
-    return _chunks((orjson.dumps(row), 0) for row in rows)
 
 
 def _chunks(numbered: Iterable[tuple[bytes, int]]) -> Iterator[Chunk]:

@@ -144,12 +144,14 @@ def mail(as_json: Annotated[bool, typer.Option("--json", help="One JSON object p
 
 @app.command("import")
 def import_(
-    namespace: Annotated[str, typer.Argument()],
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    namespace: Annotated[str, typer.Argument(help="May stand in the plan instead.")] = "",
+    file: Annotated[Path | None, typer.Argument(exists=True, dir_okay=False, readable=True)] = None,
     kind: Annotated[str, typer.Option("--type", help="Type of rows that do not say it; needed for CSV.")] = "",
     id_column: Annotated[str | None, typer.Option("--id", help="CSV: the column that holds the id.")] = None,
     rejects: Annotated[Path | None, typer.Option(help="Write rejected rows here, as JSON lines.")] = None,
-    mode: Annotated[ImportMode, typer.Option(help="replace-set deletes what no row names.")] = ImportMode.UPSERT,
+    mode: Annotated[
+        ImportMode | None, typer.Option(help="replace-set deletes what no row names.", show_default="upsert")
+    ] = None,
     replaced_types: Annotated[
         list[str] | None, typer.Option("--replace", help="replace-set: a type to replace; may be repeated.")
     ] = None,
@@ -158,8 +160,15 @@ def import_(
     import_id: Annotated[str, typer.Option("--import-id", help="An id of your own.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the import of that id.")] = False,
     confirm: Annotated[str, typer.Option(help="The operation id of a refused mass change.")] = "",
+    plan: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Import what this plan makes of several sources.")
+    ] = None,
+    review: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Plan: the review file with your decisions.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(file_okay=False, help="Plan: where its files go.")] = None,
 ) -> None:
-    """Import the rows of a file: JSON lines {"type", "id", "data"} or CSV, also as .xz or .gz.
+    """Import the rows of a file: JSON lines {"type", "id", "data"} or CSV, also as .xz or .gz; or what a plan makes.
 
     Exit code 0 when every row was taken, 1 when some were not.
     """
@@ -170,10 +179,23 @@ def import_(
 
     if resume and not import_id:
         _refuse("--resume needs the --import-id that the import printed")
+    if (file is None) == (plan is None):
+        _refuse("say what to import: FILE, or --plan PLAN")
+    if plan is not None:
+        from strandline_cli.plan_command import PlanRefused, run_plan
+
+        try:
+            unified = run_plan(plan, review, out)
+        except PlanRefused as failure:
+            _refuse(str(failure))
+        file, namespace, mode = unified.entities, namespace or unified.namespace, mode or ImportMode(unified.mode)
+    if not namespace:
+        _refuse("say which namespace")
+    assert file is not None
     order = Order(
         namespace=namespace,
         import_id=import_id or uuid.uuid4().hex,
-        mode=mode.value,
+        mode=(mode or ImportMode.UPSERT).value,
         dry_run=dry_run,
         kind=kind,
         replaced_types=replaced_types or (),
