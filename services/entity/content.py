@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from services.entity import schemas
-from services.entity.index_keys import entry_keys, unique_keys
-from services.entity.model import MAX_ENTITY_BYTES, EntityType, Index, IndexState
+from services.entity.index_keys import entry_keys, id_in, reference_keys, unique_keys
+from services.entity.model import MAX_ENTITY_BYTES, EntityKey, EntityType, Index, IndexState, Reference
 from services.runtime import wire
 from services.runtime.errors import InvalidArgument
 from services.runtime.filters.ast import Path
@@ -43,6 +43,14 @@ class CompiledType:
         self.validator = schemas.compile_schema(type_.schema)
         self.maintained = tuple(index for index in type_.indexes if index.state != IndexState.FAILED)
         self.unique = tuple(index for index in self.maintained if index.spec.unique)
+        references = (reference for reference in type_.references if reference.state != IndexState.FAILED)
+        self.references = {reference.index_id: reference for reference in references}
+        self.building = frozenset(
+            (
+                *(index.id for index in self.maintained if index.state == IndexState.BUILDING),
+                *(index_id for index_id, one in self.references.items() if one.state == IndexState.BUILDING),
+            )
+        )
 
     @property
     def generation(self) -> int:
@@ -68,6 +76,8 @@ class CompiledType:
                 limit=str(MAX_ENTITY_BYTES),
             )
         entries = frozenset((index.id, key) for index in self.maintained for key in entry_keys(index.spec, data))
+        if self.references:
+            entries = entries.union(self.reference_entries(data))
         return Rendered(self.generation, json, struct, entries, self.unique_entries(data))
 
     def unique_entries(self, data: JsonObject) -> tuple[Entry, ...]:
@@ -81,7 +91,25 @@ class CompiledType:
             # Data that was stored before the index was declared may lie beyond its limits: then it has no entry.
             keys = index_keys_or_none(index, data)
             entries.update((index.id, key) for key in keys or ())
+        for reference in self.references.values():
+            entries.update((reference.index_id, key) for key in reference_keys_or_none(reference, data) or ())
         return frozenset(entries)
+
+    def reference_entries(self, data: JsonObject) -> list[Entry]:
+        """The entries by which *data* is found from what it refers to; raises as ``render`` for index limits."""
+        return [
+            (index_id, key)
+            for index_id, reference in self.references.items()
+            for key in reference_keys(reference.path, data)
+        ]
+
+    def targets(self, data: JsonObject) -> frozenset[EntityKey]:
+        """What *data* refers to; a value that cannot be an id refers to nothing."""
+        return frozenset(
+            EntityKey(reference.type, id_in(key))
+            for reference in self.references.values()
+            for key in reference_keys_or_none(reference, data) or ()
+        )
 
     def index(self, index_id: int) -> Index:
         return next(index for index in self.type.indexes if index.id == index_id)
@@ -91,6 +119,14 @@ def index_keys_or_none(index: Index, data: JsonObject) -> list[bytes] | None:
     """The keys of *data* in *index*, or None if it lies beyond the index's limits."""
     try:
         return entry_keys(index.spec, data)
+    except InvalidArgument:
+        return None
+
+
+def reference_keys_or_none(reference: Reference, data: JsonObject) -> list[bytes] | None:
+    """The keys of *data* by *reference*, or None if its values cannot be ids."""
+    try:
+        return reference_keys(reference.path, data)
     except InvalidArgument:
         return None
 

@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from services.entity.content import CompiledType, Entry, Rendered, canonical
-from services.entity.model import StoredEntity, encode_entity, etag_of
+from services.entity.model import EntityKey, StoredEntity, encode_entity, etag_of
 from services.entity.mutations import Kind, Mutation
 from services.entity.store import EntityRow
 from services.runtime import wire
@@ -28,8 +28,8 @@ class Prepared:
     """A mutation with what could be worked out before the lock.
 
     ``rendered`` is the content as it is if nothing is merged into it, for one generation of the type; ``failure`` says
-    why that generation refuses it. ``unique`` are the unique entries that the mutation is expected to take: only those
-    are looked up under the lock.
+    why that generation refuses it. ``unique`` are the unique entries that the mutation is expected to take, ``targets``
+    the entities it may come to refer to: only those are looked up under the lock.
     """
 
     mutation: Mutation
@@ -37,6 +37,7 @@ class Prepared:
     failure: Error | None = None
     refused_by: int = 0
     unique: tuple[Entry, ...] = ()
+    targets: frozenset[EntityKey] = frozenset()
 
 
 class Made(IntEnum):

@@ -18,9 +18,9 @@ from typing import Final, NamedTuple
 import orjson
 
 from services.entity import store, type_store
-from services.entity.content import index_keys_or_none
-from services.entity.index_keys import unique_keys
-from services.entity.model import EntityKey, EntityType, Index, IndexState, entity_name
+from services.entity.content import index_keys_or_none, reference_keys_or_none
+from services.entity.index_keys import id_in, unique_keys
+from services.entity.model import EntityKey, EntityType, Index, IndexState, Reference, entity_name
 from services.runtime import changelog
 from services.runtime.database import Connection, Database, Row, Statement, pipeline
 
@@ -144,6 +144,9 @@ class _Step:
             type_store.select_unindexed(self._namespace, type_id, after_id, ENTITIES_AT_ONCE),
         )
         type_ = type_store.type_of(type_rows[0]) if type_rows else None
+        for reference in type_.references if type_ else ():
+            if type_ and reference.index_id == self._index_id:
+                return await self._fill_reference(type_, reference, rows)
         index = next((index for index in type_.indexes if index.id == self._index_id), None) if type_ else None
         if type_ is None or index is None:
             return [type_store.finish_job(self._namespace, self._index_id)]
@@ -154,13 +157,47 @@ class _Step:
             return self._fail(type_, index, "entities have the same values", twice)
         statements = [store.fill_entries(self._namespace, sorted(entries))] if entries else []
         if len(rows) == ENTITIES_AT_ONCE:
-            live = sum(not deleted for _, deleted, _ in rows)
-            return [*statements, type_store.advance_job(self._namespace, index.id, rows[-1][0], live)]
+            return [*statements, self._advance(index.id, rows)]
         logger.info("an index of %s in %s is ready", type_id, self._namespace)
         return [
             *statements,
             self._put(type_, replace(index, state=IndexState.READY)),
             type_store.finish_job(self._namespace, index.id),
+        ]
+
+    async def _fill_reference(self, type_: EntityType, reference: Reference, rows: Sequence[Row]) -> list[Statement]:
+        """As ``_fill``; fails when a live entity refers to what is not live."""
+        entries: list[tuple[int, bool, bytes, str]] = []
+        targets: dict[EntityKey, list[str]] = {}
+        refused = []
+        for entity_id, deleted, data in rows:
+            keys = reference_keys_or_none(reference, orjson.loads(data))
+            if keys is None and not deleted:
+                refused.append(entity_id)
+            for key in keys or ():
+                entries.append((reference.index_id, deleted, key, entity_id))
+                if not deleted:
+                    targets.setdefault(EntityKey(reference.type, id_in(key)), []).append(entity_id)
+        if targets:
+            (live,) = await pipeline(self._connection, store.select_live(self._namespace, targets))
+            for target in targets.keys() - {EntityKey(*row) for row in live}:
+                refused += targets[target]
+        if refused:
+            names = self._names(type_, sorted(set(refused)))
+            failure = f"entities refer to what is no live {reference.type}"
+            failed = replace(reference, state=IndexState.FAILED, failure=failure, failed_names=names)
+            return [
+                self._put_reference(type_, failed),
+                type_store.put_jobs(self._namespace, type_.id, [(reference.index_id, True)]),
+            ]
+        statements = [store.fill_entries(self._namespace, sorted(entries))] if entries else []
+        if len(rows) == ENTITIES_AT_ONCE:
+            return [*statements, self._advance(reference.index_id, rows)]
+        logger.info("references from %s to %s in %s are ready", type_.id, reference.type, self._namespace)
+        return [
+            *statements,
+            self._put_reference(type_, replace(reference, state=IndexState.READY)),
+            type_store.finish_job(self._namespace, reference.index_id),
         ]
 
     async def _find_twice(self, index: Index, rows: Sequence[Row]) -> list[str]:
@@ -178,13 +215,23 @@ class _Step:
         return sorted({entity_id for ids in holders.values() if len(ids) > 1 for entity_id in ids})
 
     def _fail(self, type_: EntityType, index: Index, failure: str, ids: Sequence[str]) -> list[Statement]:
-        names = tuple(entity_name(self._namespace, EntityKey(type_.id, entity_id)) for entity_id in ids[:MAX_NAMES])
-        failed = replace(index, state=IndexState.FAILED, failure=failure, failed_names=names)
+        failed = replace(index, state=IndexState.FAILED, failure=failure, failed_names=self._names(type_, ids))
         return [self._put(type_, failed), type_store.put_jobs(self._namespace, type_.id, [(index.id, True)])]
 
     def _put(self, type_: EntityType, changed: Index) -> Statement:
-        indexes = [changed if index.id == changed.id else index for index in type_.indexes]
-        return type_store.put_indexes(self._namespace, type_.id, indexes)
+        indexes = tuple(changed if index.id == changed.id else index for index in type_.indexes)
+        return type_store.put_states(self._namespace, replace(type_, indexes=indexes))
+
+    def _advance(self, index_id: int, rows: Sequence[Row]) -> Statement:
+        live = sum(not deleted for _, deleted, _ in rows)
+        return type_store.advance_job(self._namespace, index_id, rows[-1][0], live)
+
+    def _put_reference(self, type_: EntityType, changed: Reference) -> Statement:
+        references = tuple(changed if one.index_id == changed.index_id else one for one in type_.references)
+        return type_store.put_states(self._namespace, replace(type_, references=references))
+
+    def _names(self, type_: EntityType, ids: Sequence[str]) -> tuple[str, ...]:
+        return tuple(entity_name(self._namespace, EntityKey(type_.id, entity_id)) for entity_id in ids[:MAX_NAMES])
 
 
 def _entries_of(index: Index, rows: Sequence[Row]) -> tuple[list[tuple[int, bool, bytes, str]], list[str]]:

@@ -34,6 +34,8 @@ MAX_KEY: Final = 2000
 """Bytes of an encoded key."""
 MAX_ENTRIES: Final = 100
 """Distinct scalar elements of an indexed array."""
+MAX_ID: Final = 128
+"""Characters of an entity's id."""
 MAX_FIELDS: Final = 16
 """Fields of one index, and of one order."""
 MAX_ORDER_BY: Final = 4096
@@ -216,6 +218,26 @@ def unique_keys(spec: IndexSpec, data: Mapping[str, Any]) -> list[bytes]:
     """
     # Missing and null are the only components of one byte besides the booleans.
     return [key for key in entry_keys(spec, data) if len(key) > len(spec.fields) or not _ABSENT.issuperset(key)]
+
+
+def reference_keys(path: Path, data: Mapping[str, Any]) -> list[bytes]:
+    """Return the keys of an entity by what it refers to at *path*: one for each distinct string there, or none.
+
+    Raises:
+        InvalidArgument: ``INVALID_FIELD``: a string is longer than any id, or there are too many.
+    """
+    value = lookup(data, path)
+    ids = dict.fromkeys(item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str))
+    if len(ids) > MAX_ENTRIES:
+        raise invalid_field(render_path(path), f"refers to more than {MAX_ENTRIES} entities")
+    if any(len(item) > MAX_ID for item in ids):
+        raise invalid_field(render_path(path), f"an id has at most {MAX_ID} characters")
+    return [encode(item) for item in ids]
+
+
+def id_in(key: bytes) -> str:
+    """Return the id that a key of ``reference_keys`` stands for."""
+    return key[1:-1].replace(b"\1\2", b"\1").decode()
 
 
 def encode(value: Any) -> bytes:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from services.entity import catalog, preconditions, store
+from services.entity import cascades, catalog, preconditions, store
+from services.entity.cascades import Claim, Hold
 from services.entity.catalog import Catalog, missing_type
-from services.entity.content import CompiledType, Entry
+from services.entity.content import CompiledType, Entry, canonical
 from services.entity.decisions import Effect, Outcome, Prepared, Stale, decide
+from services.entity.index_keys import encode, id_in
 from services.entity.limits import UNLIMITED, Confirmations, Counters, Delta, Limits
-from services.entity.model import EntityKey, IndexState, StoredEntity, etag_of, last_changed_by
+from services.entity.model import EntityKey, Reference, StoredEntity, entity_name, etag_of, last_changed_by
+from services.entity.mutations import EVERYTHING, Kind, Mutation
 from services.entity.preconditions import Precondition
 from services.entity.purge_changes import Purge, PurgeRound
 from services.entity.store import EntityRow
@@ -20,7 +23,7 @@ from services.runtime import wire
 from services.runtime.changelog import DELETED, UPDATED
 from services.runtime.committer import Decision, Stamp, Unit
 from services.runtime.database import Row, Statement
-from services.runtime.errors import AlreadyExists, Error, InvalidArgument, NotFound
+from services.runtime.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
 from services.runtime.rpc import status_of_error
 
 
@@ -31,13 +34,16 @@ class Write(Unit):
     ``known`` are the types as they were when the writes were prepared. ``preconditions`` must hold before the unit.
     ``indexed`` says whether a refusal names the place of the mutation that caused it. ``remembers_refusal`` says
     whether a refusal that is about the content, and not about the moment, is an answer too: then a repetition hears it
-    again, whatever has happened in between.
+    again, whatever has happened in between. ``targets`` are the entities that it is expected to refer to anew, and
+    ``claim`` what its removals are expected to lead to.
     """
 
     writes: Sequence[Prepared]
     known: Mapping[str, CompiledType]
     unique: frozenset[Entry]
     preconditions: tuple[Precondition, ...] = ()
+    targets: frozenset[EntityKey] = frozenset()
+    claim: Claim = cascades.NOTHING
     limits: Limits = UNLIMITED
     indexed: bool = False
     remembers_refusal: bool = False
@@ -65,6 +71,10 @@ class EntityLedger:
             statements += Counters.reads(namespace, list(batch.type_ids), batch.writes)
         if batch.unique:
             statements.append(store.select_holders(namespace, batch.unique))
+        if batch.targets:
+            statements.append(store.select_live(namespace, batch.targets))
+        if batch.references:
+            statements.append(store.select_referrers(namespace, batch.references, cascades.MAX_COUNTED + 1))
         for purge in batch.purges:
             statements += PurgeRound.reads(namespace, purge)
         if batch.changes:
@@ -83,6 +93,12 @@ class EntityLedger:
         if batch.unique:
             for index_id, key, entity_id in next(results):
                 round_.holders.setdefault((index_id, key), set()).add(entity_id)
+        if batch.targets:
+            round_.live = {EntityKey(*row) for row in next(results)}
+        if batch.references:
+            round_.referrers = {entry: [] for entry in batch.references}
+            for index_id, key, entity_id in next(results):
+                round_.referrers[(index_id, key)].append(entity_id)
         if batch.purges:
             round_.purge_round = PurgeRound(namespace, [next(results) for _ in range(PurgeRound.READS)])
         if batch.changes:
@@ -101,6 +117,10 @@ class _Batch:
         self.type_ids = dict.fromkeys(key.type for key in self.keys)
         for unit in self.writes:
             self.keys += [condition.key for condition in unit.preconditions]
+            self.keys += unit.claim.touched
+            self.type_ids |= dict.fromkeys(unit.claim.types)
+        self.targets = list({target: None for unit in self.writes for target in unit.targets})
+        self.references = list({entry: None for unit in self.writes for entry in unit.claim.entries})
         self.unique = list({entry: None for unit in self.writes for entry in unit.unique})
         self.known: dict[str, CompiledType] = {}
         for unit in self.writes:
@@ -117,6 +137,8 @@ class EntityRound:
     types: Mapping[str, CompiledType] = field(default_factory=dict)
     entities: Mapping[EntityKey, StoredEntity] = field(default_factory=dict)
     holders: dict[Entry, set[str]] = field(default_factory=dict)
+    live: Set[EntityKey] = frozenset()
+    referrers: dict[Entry, list[str]] = field(default_factory=dict)
     counters: Counters | None = None
     type_round: TypeRound | None = None
     purge_round: PurgeRound | None = None
@@ -134,6 +156,8 @@ class EntityRound:
             if unit.preconditions:
                 preconditions.check(unit.preconditions, self.entities)
             effects = [self._effect(unit, place, write, stamp) for place, write in enumerate(unit.writes)]
+            effects += self._consequences(unit, effects, stamp)
+            self._check_references(unit, effects)
             self._check_unique(unit, effects)
         except (InvalidArgument, NotFound, AlreadyExists) as failure:
             if not unit.remembers_refusal:
@@ -144,7 +168,7 @@ class EntityRound:
         deltas = [delta for effect in effects if (delta := self._delta(effect, unit.actor)) is not None]
         self.counters.count(unit, stamp.epoch, deltas, stamp.commit_time, stamp.revision)
         self._rows[id(unit)] = [effect.row for effect in effects if effect.row is not None]
-        outcomes = [effect.outcome for effect in effects]
+        outcomes = [effect.outcome for effect in effects[: len(unit.writes)]]
         return Decision(
             [effect.change for effect in effects if effect.change is not None], encode_answer(outcomes), outcomes
         )
@@ -165,12 +189,7 @@ class EntityRound:
 
     def _building(self) -> frozenset[int]:
         """Indexes that are being filled."""
-        return frozenset(
-            index.id
-            for compiled in self.types.values()
-            for index in compiled.maintained
-            if index.state == IndexState.BUILDING
-        )
+        return frozenset().union(*(compiled.building for compiled in self.types.values()))
 
     def _effect(self, unit: Write, place: int, write: Prepared, stamp: Stamp) -> Effect:
         key = write.mutation.key
@@ -182,6 +201,81 @@ class EntityRound:
             if unit.indexed and not isinstance(failure, Stale):
                 name_mutation(failure, place)
             raise
+
+    def _consequences(self, unit: Write, effects: Sequence[Effect], stamp: Stamp) -> list[Effect]:
+        """What the removals among *effects* do to entities that refer to what is removed."""
+        removed = {
+            effect.row.key for effect in effects if effect.row is not None and effect.row.delete_time is not None
+        }
+        if not any(self.types[key.type].type.referrers for key in removed):
+            return []
+        if unit.claim.refusal is not None:
+            as_they_were = {type_id: compiled.generation for type_id, compiled in unit.claim.types.items()}
+            if as_they_were != {id_: self.types[id_].generation for id_ in as_they_were if id_ in self.types}:
+                raise Stale
+            raise unit.claim.refusal
+        # An entity that turned out not to be due is only another referrer.
+        written = {
+            write.mutation.key: effect
+            for write, effect in zip(unit.writes, effects, strict=True)
+            if effect.row is not None or write.mutation.kind != Kind.EXPIRE
+        }
+        found = cascades.follow(removed, written.keys(), self.types, self.referrers)
+        if not found.complete:
+            raise Stale
+        found.check()
+        if not found.touched <= unit.claim.touched | {write.mutation.key for write in unit.writes}:
+            raise Stale
+        for hold in found.written:
+            row, entry = written[hold.referrer].row, (hold.reference.index_id, encode(hold.target.id))
+            if row is None or (False, entry) not in row.removed:
+                raise _not_found(hold.reference, hold.target)
+        deletions = [
+            Prepared(Mutation(Kind.DELETE, entity_name(self.namespace, key), key, "mutations")) for key in found.deleted
+        ]
+        return [
+            *(self._decided(unit, deletion, stamp) for deletion in deletions),
+            *(self._cleared(unit, key, holds, stamp) for key, holds in found.cleared.items()),
+        ]
+
+    def _cleared(self, unit: Write, key: EntityKey, holds: Sequence[Hold], stamp: Stamp) -> Effect:
+        compiled = self.types[key.type]
+        data = cascades.cleared(self.entities[key].data, holds, compiled.field_types)
+        name, field_ = entity_name(self.namespace, key), holds[0].reference.field
+        mutation = Mutation(Kind.UPDATE, name, key, "mutations", data, canonical(data), EVERYTHING)
+        try:
+            return self._decided(unit, Prepared(mutation), stamp)
+        except InvalidArgument as failure:
+            raise FailedPrecondition(
+                "REFERENCED",
+                f"{name} refers to it by {field_}, and its type does not let it be without: {failure.message}",
+                type=key.type,
+                field=field_,
+                count="1",
+            ) from None
+
+    def _decided(self, unit: Write, prepared: Prepared, stamp: Stamp) -> Effect:
+        key = prepared.mutation.key
+        return decide(prepared, self.entities.get(key), self.types[key.type], unit.actor, stamp)
+
+    def _check_references(self, unit: Write, effects: Sequence[Effect]) -> None:
+        """Refuse a unit that refers anew to what is not live at its end."""
+        rows = {effect.row.key: effect.row for effect in effects if effect.row is not None}
+        for place, effect in enumerate(effects):
+            if effect.row is None or not (references := self.types[effect.row.key.type].references):
+                continue
+            for deleted, entry in effect.row.added:
+                if deleted or (reference := references.get(entry[0])) is None:
+                    continue
+                target = EntityKey(reference.type, id_in(entry[1]))
+                if target not in unit.targets:
+                    raise Stale
+                row = rows.get(target)
+                if target not in self.live if row is None else row.delete_time is not None:
+                    failure = _not_found(reference, target)
+                    if unit.indexed:
+                        name_mutation(failure, place)
+                    raise failure
 
     def _delta(self, effect: Effect, actor: str) -> Delta | None:
         """What an effect does to the counts."""
@@ -221,7 +315,7 @@ class EntityRound:
                 others = self.holders.get(entry, set()) - {effect.row.key.id}
                 if entry in taken or any((entry, other) not in freed for other in others):
                     failure = _taken(self.types[effect.row.key.type], entry)
-                    if unit.indexed:
+                    if unit.indexed and place < len(unit.writes):
                         name_mutation(failure, place)
                     raise failure
                 taken.add(entry)
@@ -230,6 +324,16 @@ class EntityRound:
 def name_mutation(failure: Error, place: int) -> None:
     """Say in *failure* which mutation of a unit it is about."""
     failure.metadata.setdefault("mutation", str(place))
+
+
+def _not_found(reference: Reference, target: EntityKey) -> FailedPrecondition:
+    return FailedPrecondition(
+        "REFERENCE_NOT_FOUND",
+        f"{reference.field} refers to {target.id[:200]!r}, which is no live {target.type}",
+        type=target.type,
+        field=reference.field,
+        id=target.id,
+    )
 
 
 def _taken(compiled: CompiledType, entry: Entry) -> AlreadyExists:

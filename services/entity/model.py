@@ -15,6 +15,7 @@ import orjson
 from services.entity.index_keys import IndexSpec
 from services.runtime import wire
 from services.runtime.errors import InvalidArgument, invalid_field
+from services.runtime.filters.ast import Path
 from services.runtime.wire import JsonObject
 
 MAX_ENTITY_BYTES: Final = 256 * 1024
@@ -60,9 +61,37 @@ class Index:
     failed_names: tuple[str, ...] = ()
 
 
+class OnDelete(IntEnum):
+    """As in the proto."""
+
+    RESTRICT = 1
+    SET_NULL = 2
+    CASCADE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A field that holds ids of entities of *type*, as it was written, and as a path.
+
+    *index_id* is the index by which the entities that refer to one are found; nobody lists by it.
+    """
+
+    index_id: int
+    field: str
+    path: Path
+    type: str
+    on_delete: OnDelete
+    state: IndexState
+    failure: str = ""
+    failed_names: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class EntityType:
-    """A type as it is stored. ``generation`` differs between any two states of any types."""
+    """A type as it is stored. ``generation`` differs between any two states of any types.
+
+    ``referrers`` are the types that refer to this one; they are no part of what it is to clients.
+    """
 
     id: str
     generation: int
@@ -73,10 +102,17 @@ class EntityType:
     revision: int
     create_time: datetime
     update_time: datetime
+    references: tuple[Reference, ...] = ()
+    referrers: tuple[str, ...] = ()
 
     @property
     def etag(self) -> str:
         return etag_of(self.revision)
+
+    @property
+    def index_ids(self) -> set[int]:
+        """Of everything that has entries: the indexes and the references."""
+        return {*(index.id for index in self.indexes), *(reference.index_id for reference in self.references)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +260,20 @@ def encode_type(namespace: str, type_: EntityType, progress: Mapping[int, tuple[
             wire.integer(7, type_.revision),
             wire.timestamp(8, type_.create_time),
             wire.timestamp(9, type_.update_time),
+            *(wire.delimited(10, _encode_reference(reference)) for reference in type_.references),
+        )
+    )
+
+
+def _encode_reference(reference: Reference) -> bytes:
+    return b"".join(
+        (
+            wire.text(1, reference.field),
+            wire.text(2, reference.type),
+            wire.integer(3, reference.on_delete),
+            wire.integer(4, reference.state),
+            wire.text(5, reference.failure),
+            _texts(6, reference.failed_names),
         )
     )
 

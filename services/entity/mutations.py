@@ -78,6 +78,15 @@ class Mutation(NamedTuple):
         """Whether the new content is ``content``, whatever was there."""
         return self.kind == Kind.CREATE or self.mask == EVERYTHING
 
+    @property
+    def removes(self) -> bool:
+        """Whether a live entity is to be none afterwards."""
+        return self.kind in (Kind.DELETE, Kind.EXPIRE)
+
+    @property
+    def may_end_or_begin_life(self) -> bool:
+        return self.kind != Kind.UPDATE or self.allow_missing
+
     def applied(self, stored: JsonObject | None) -> JsonObject:
         """What a create or update makes of the *stored* content; None: there is none.
 

@@ -93,6 +93,34 @@ def select_holders(namespace: str, entries: Collection[Entry]) -> Statement:
     )
 
 
+def select_live(namespace: str, keys: Collection[EntityKey]) -> Statement:
+    """Rows (type, id) of those of *keys* that are live."""
+    types, ids = zip(*keys, strict=True)
+    return Statement(
+        """SELECT e.type, e.id FROM unnest(%s::text[], %s::text[]) AS k (type, id)
+        CROSS JOIN LATERAL (SELECT type, id FROM entities WHERE namespace = %s AND type = k.type AND id = k.id
+            AND delete_time IS NULL LIMIT 1) e""",
+        (packed_text(types), packed_text(ids), namespace),
+    )
+
+
+def select_referrers(namespace: str, entries: Collection[Entry], limit: int, *, total: int | None = None) -> Statement:
+    """Rows (index id, key, id) of live entities that have one of *entries*: *limit* of each, at most *total*."""
+    return Statement(
+        """SELECT k.index_id, k.key, e.id FROM unnest(%s::int8[], %s::bytea[]) AS k (index_id, key)
+        CROSS JOIN LATERAL (SELECT id FROM index_entries WHERE namespace = %s AND index_id = k.index_id
+            AND NOT deleted AND key = k.key LIMIT %s) e
+        LIMIT %s::int8""",
+        (
+            packed_int8(index_id for index_id, _ in entries),
+            packed_bytea(key for _, key in entries),
+            namespace,
+            limit,
+            total,
+        ),
+    )
+
+
 def write_entities(namespace: str, rows: Sequence[EntityRow], building: Collection[int]) -> list[Statement]:
     """Statements that store *rows*, all of different entities, and move their index entries.
 

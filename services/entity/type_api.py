@@ -21,10 +21,10 @@ from services.entity.index_builds import IndexBuilder
 from services.entity.index_keys import parse_index, parse_index_field
 from services.entity.ledger import EntityUnit
 from services.entity.long_running import OperationRunner
-from services.entity.model import MAX_ANSWER_BYTES, encode_type, parse_namespace, parse_type_name, type_name
+from services.entity.model import MAX_ANSWER_BYTES, OnDelete, encode_type, parse_namespace, parse_type_name, type_name
 from services.entity.operation_store import OperationKey
 from services.entity.reads import current_head
-from services.entity.type_changes import DeclaredIndex, TypeChange, TypeOperation
+from services.entity.type_changes import DeclaredIndex, DeclaredReference, TypeChange, TypeOperation
 from services.entity.writes import MAX_ATTEMPTS, Writing
 from services.runtime import wire
 from services.runtime.call import Call, Namespace
@@ -38,7 +38,8 @@ from services.runtime.wire import JsonObject
 
 SERVICE: Final = "strandline.entity.v1.TypeService"
 MAX_INDEXES: Final = 32
-_FIELDS: Final = frozenset({"schema", "compatibility", "indexes"})
+MAX_REFERENCES: Final = 16
+_FIELDS: Final = frozenset({"schema", "compatibility", "indexes", "references"})
 
 
 class TypeHandlers:
@@ -69,6 +70,7 @@ class TypeHandlers:
             schema=_schema(request.type),
             compatibility=request.type.compatibility or None,
             indexes=_indexes(request.type.indexes),
+            references=_references(request.type.references) or None,
         )
         call.response_headers["location"] = f"/v1/{name}"
         return await self._commit(change, call)
@@ -76,7 +78,7 @@ class TypeHandlers:
     async def update_type(self, request: pb.UpdateTypeRequest, call: Call) -> bytes:
         asked = set(request.update_mask) or {field.name for field, _ in request.type.ListFields()} & _FIELDS
         if unknown := asked - _FIELDS:
-            raise invalid_field("update_mask", f"{min(unknown)[:100]!r} is none of schema, compatibility, indexes")
+            raise invalid_field("update_mask", f"{min(unknown)[:100]!r} is none of {', '.join(sorted(_FIELDS))}")
         etag, by_if_match = call.expected_etag(request.etag)
         change = _change(
             writing(request, call, "UpdateType"),
@@ -85,6 +87,7 @@ class TypeHandlers:
             schema=_schema(request.type) if "schema" in asked else None,
             compatibility=request.type.compatibility or None if "compatibility" in asked else None,
             indexes=_indexes(request.type.indexes) if "indexes" in asked else None,
+            references=_references(request.type.references) if "references" in asked else None,
             etag=etag or request.type.etag,
             by_if_match=by_if_match,
         )
@@ -153,7 +156,7 @@ class TypeHandlers:
         namespace = namespace_of_call(call)
         if change.operation != TypeOperation.DELETE:
             async with self._database.connection() as connection:
-                (ids,) = await pipeline(connection, type_store.allocate_index_ids(MAX_INDEXES))
+                (ids,) = await pipeline(connection, type_store.allocate_index_ids(MAX_INDEXES + MAX_REFERENCES))
             change.index_ids = [index_id for (index_id,) in ids]
         receipt = await self._committer.commit(namespace, change)
         self._builder.wake()
@@ -206,6 +209,19 @@ def _indexes(declared: Sequence[entity_pb2.Index]) -> list[DeclaredIndex]:
     return indexes
 
 
+def _references(declared: Sequence[entity_pb2.Reference]) -> list[DeclaredReference]:
+    references = []
+    for place, reference in enumerate(declared):
+        field = f"type.references[{place}].field"
+        if parse_index_field(reference.field, field=field).descending:
+            raise invalid_field(field, "expected data.<name>")
+        on_delete = OnDelete(reference.on_delete or OnDelete.RESTRICT)
+        references.append(DeclaredReference(reference.field, reference.type, on_delete))
+    if len({parse_index_field(reference.field).path for reference in references}) < len(references):
+        raise invalid_field("type.references", "a field is named twice")
+    return references
+
+
 def _change(
     writing: Writing,
     operation: TypeOperation,
@@ -214,17 +230,21 @@ def _change(
     schema: JsonObject | None = None,
     compatibility: int | None = None,
     indexes: Sequence[DeclaredIndex] | None = None,
+    references: Sequence[DeclaredReference] | None = None,
     etag: str = "",
     by_if_match: bool = False,
 ) -> TypeChange:
     declared = [(index.fields, index.unique, index.full_text) for index in indexes] if indexes is not None else None
     asked = canonical([operation, type_id, schema, compatibility, declared, etag])
+    if references is not None:
+        asked += canonical([(one.field, one.type, one.on_delete) for one in references])
     return TypeChange(
         actor=writing.actor,
         method=writing.method,
         request_id=writing.request_id,
         body_hash=hashlib.blake2b(asked, digest_size=16).digest(),
         exclusive=frozenset({type_id}),
+        shared=frozenset(reference.type for reference in references or ()),
         size=2 * len(asked),
         validate_only=writing.validate_only,
         operation=operation,
@@ -232,6 +252,7 @@ def _change(
         schema=schema,
         compatibility=compatibility,
         indexes=indexes,
+        references=references,
         etag=etag,
         by_if_match=by_if_match,
     )

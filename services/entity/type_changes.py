@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
@@ -11,14 +11,16 @@ from services.entity.catalog import missing_type
 from services.entity.compatibility import Mode
 from services.entity.content import canonical
 from services.entity.evolution import FieldUse, Judgement, StaleJudgement, check_fields
-from services.entity.index_keys import parse_index
-from services.entity.model import EntityType, Index, IndexState, encode_type, type_name
+from services.entity.index_keys import parse_index, parse_index_field
+from services.entity.model import EntityType, Index, IndexState, OnDelete, Reference, encode_type, type_name
 from services.entity.operation_store import OperationKey
 from services.entity.schemas import field_types
 from services.runtime.changelog import SCHEMA_CHANGED, Change
 from services.runtime.committer import Decision, Stamp, Unit
 from services.runtime.database import Row, Statement
-from services.runtime.errors import Aborted, AlreadyExists, FailedPrecondition
+from services.runtime.errors import Aborted, AlreadyExists, FailedPrecondition, invalid_field
+from services.runtime.filters.ast import Path
+from services.runtime.filters.types import ITEMS
 from services.runtime.wire import JsonObject
 
 
@@ -39,12 +41,21 @@ class DeclaredIndex:
     full_text: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class DeclaredReference:
+    """A reference as a request writes it."""
+
+    field: str
+    type: str
+    on_delete: OnDelete
+
+
 @dataclass(kw_only=True, eq=False)
 class TypeChange(Unit):
-    """One change of one type. Of an update, what is None stays as it is. ``index_ids`` are for the indexes it makes.
+    """One change of one type. Of an update, what is None stays as it is.
 
-    ``judgement`` is about the ``schema`` of an update; where entities may be invalid by that, ``validation`` will say
-    which.
+    ``index_ids`` are for the indexes it makes, and from the end for the references. ``judgement`` is about the
+    ``schema`` of an update; where entities may be invalid by that, ``validation`` will say which.
     """
 
     operation: TypeOperation
@@ -52,6 +63,7 @@ class TypeChange(Unit):
     schema: JsonObject | None = None
     compatibility: int | None = None
     indexes: Sequence[DeclaredIndex] | None = None
+    references: Sequence[DeclaredReference] | None = None
     index_ids: Sequence[int] = ()
     etag: str = ""
     by_if_match: bool = False
@@ -78,8 +90,9 @@ class TypeRound:
     def reads(namespace: str, changes: Sequence[TypeChange]) -> list[Statement]:
         """What deciding *changes* needs: the rows that a round is made of."""
         type_ids = [change.type_id for change in changes]
+        targets = [reference.type for change in changes for reference in change.references or ()]
         return [
-            type_store.select_types(namespace, dict.fromkeys(type_ids, 0)),
+            type_store.select_types(namespace, dict.fromkeys((*type_ids, *targets), 0)),
             type_store.select_populated(namespace, type_ids),
         ]
 
@@ -121,6 +134,7 @@ class TypeRound:
             revision=stamp.revision,
             create_time=stamp.commit_time,
             update_time=stamp.commit_time,
+            references=self._references(change, schema, change.references or (), ()),
         )
         return self._store(change, type_, None)
 
@@ -135,12 +149,16 @@ class TypeRound:
             declared = [
                 DeclaredIndex(index.fields, index.spec.unique, index.spec.full_text) for index in stored.indexes
             ]
+        references = change.references
+        if references is None:
+            references = [DeclaredReference(one.field, one.type, one.on_delete) for one in stored.references]
         type_ = replace(
             stored,
             schema_version=version,
             compatibility=compatibility,
             schema=schema,
             indexes=self._indexes(change, schema, declared, stored.indexes),
+            references=self._references(change, schema, references, stored.references),
         )
         if type_ == stored:
             return Decision((), encode_type(self.namespace, stored))
@@ -156,9 +174,14 @@ class TypeRound:
     def _delete(self, change: TypeChange, stored: EntityType) -> Decision:
         if stored.id in self._live:
             raise FailedPrecondition("TYPE_NOT_EMPTY", "the type has entities; delete them first", type=stored.id)
+        if others := sorted(set(stored.referrers) - {stored.id}):
+            raise FailedPrecondition(
+                "TYPE_REFERENCED", f"the type {others[0]} refers to it; remove that first", type=others[0]
+            )
         statements = type_store.remove_type(self.namespace, stored.id)
-        if stored.indexes:
-            jobs = [(index.id, True) for index in stored.indexes]
+        statements += self._tell_targets(stored.id, stored.references, ())
+        if stored.index_ids:
+            jobs = [(index_id, True) for index_id in sorted(stored.index_ids)]
             statements.append(type_store.put_jobs(self.namespace, stored.id, jobs))
         self._statements[id(change)] = statements
         previous = encode_type(self.namespace, stored)
@@ -181,22 +204,62 @@ class TypeRound:
             indexes.append(known or Index(next(fresh), index.fields, spec, state))
         return tuple(indexes)
 
+    def _references(
+        self,
+        change: TypeChange,
+        schema: JsonObject,
+        declared: Sequence[DeclaredReference],
+        stored: Sequence[Reference],
+    ) -> tuple[Reference, ...]:
+        """The declared references: those that are there already, and new ones, as with indexes."""
+        if not declared:
+            return ()
+        types = field_types(schema)
+        state = IndexState.BUILDING if change.type_id in self._populated else IndexState.READY
+        kept = {(one.field, one.type): one for one in stored if one.state != IndexState.FAILED}
+        fresh = iter(reversed(change.index_ids))
+        references = []
+        for place, one in enumerate(declared):
+            where = f"type.references[{place}]"
+            path = parse_index_field(one.field, field=f"{where}.field").path
+            if not _holds_ids(types, path):
+                raise invalid_field(f"{where}.field", "the schema must declare a string there, or an array of strings")
+            # Of an update that says nothing of references: a type that is referred to is not removed.
+            if change.references is not None and one.type != change.type_id and one.type not in self._types:
+                raise invalid_field(f"{where}.type", f"there is no type {one.type}")
+            known = kept.get((one.field, one.type))
+            if known is not None:
+                references.append(replace(known, on_delete=one.on_delete))
+            else:
+                references.append(Reference(next(fresh), one.field, path, one.type, one.on_delete, state))
+        return tuple(references)
+
+    def _tell_targets(self, type_id: str, before: Sequence[Reference], now: Sequence[Reference]) -> list[Statement]:
+        """Keep ``referrers`` of the types that *type_id* referred to *before*, and refers to *now*."""
+        old, new = {one.type for one in before}, {one.type for one in now}
+        return [type_store.put_referrer(self.namespace, type_id, old, new)] if old != new else []
+
     def _store(self, change: TypeChange, type_: EntityType, stored: EntityType | None) -> Decision:
         statements = [type_store.put_type(self.namespace, type_), type_store.put_schema_version(self.namespace, type_)]
-        before = {index.id for index in stored.indexes} if stored is not None else set()
-        after = {index.id for index in type_.indexes}
-        jobs = [(index_id, True) for index_id in sorted(before - after)]
-        jobs += [
-            (index.id, False)
-            for index in type_.indexes
-            if index.id not in before and index.state == IndexState.BUILDING
-        ]
+        statements += self._tell_targets(type_.id, stored.references if stored is not None else (), type_.references)
+        before = stored.index_ids if stored is not None else set()
+        jobs = [(index_id, True) for index_id in sorted(before - type_.index_ids)]
+        building = [index.id for index in type_.indexes if index.state == IndexState.BUILDING]
+        building += [one.index_id for one in type_.references if one.state == IndexState.BUILDING]
+        jobs += [(index_id, False) for index_id in building if index_id not in before]
         if jobs:
             statements.append(type_store.put_jobs(self.namespace, type_.id, jobs))
         self._statements[id(change)] = statements
         message = encode_type(self.namespace, type_)
         previous = encode_type(self.namespace, stored) if stored is not None else b""
         return Decision([Change(SCHEMA_CHANGED, type_.id, "", message, previous)], message)
+
+
+def _holds_ids(types: Mapping[Path, frozenset[str]], path: Path) -> bool:
+    """Whether a schema whose fields have *types* allows nothing but strings, one or an array, and null at *path*."""
+    nothing: frozenset[str] = frozenset()
+    kinds = types.get(path, nothing) - {"null"}
+    return kinds == {"string"} or (kinds == {"array"} and types.get((*path, ITEMS), nothing) == {"string"})
 
 
 def _judgement(change: TypeChange, stored: EntityType, compatibility: int) -> Judgement:

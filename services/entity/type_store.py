@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import orjson
 
 from services.entity.index_keys import IndexSpec, parse_index_field
-from services.entity.model import EntityType, Index, IndexState
+from services.entity.model import EntityType, Index, IndexState, OnDelete, Reference
 from services.runtime.database import Row, Statement, packed_bool, packed_int8, packed_text
+from services.runtime.filters.paths import parse_path
 from services.runtime.wire import JsonObject
 
 
@@ -16,11 +17,11 @@ def select_types(namespace: str, generations: Mapping[str, int]) -> Statement:
     """Rows for ``type_of`` of the types named that exist; without content where the generation is the given one."""
     return Statement(
         """SELECT k.id, t.generation, n.schema_version, n.compatibility, n.schema, n.indexes, n.revision,
-            n.create_time, n.update_time
+            n.create_time, n.update_time, n.reference_fields, n.referrers
         FROM unnest(%s::text[], %s::int8[]) AS k (id, generation)
         CROSS JOIN LATERAL (SELECT generation FROM types WHERE namespace = %s AND id = k.id LIMIT 1) t
         LEFT JOIN LATERAL (SELECT schema_version, compatibility, schema::text, indexes::text, revision, create_time,
-                update_time
+                update_time, reference_fields::text, referrers
             FROM types WHERE namespace = %s AND id = k.id AND generation <> k.generation LIMIT 1) n ON true""",
         (packed_text(generations), packed_int8(generations.values()), namespace, namespace),
     )
@@ -28,7 +29,9 @@ def select_types(namespace: str, generations: Mapping[str, int]) -> Statement:
 
 def type_of(row: Row) -> EntityType | None:
     """The type in a row of ``select_types`` or ``select_type_page``; None if it has no content."""
-    type_id, generation, schema_version, compatibility, schema, indexes, revision, create_time, update_time = row
+    type_id, generation, schema_version, compatibility, schema, indexes, revision, created, updated, references, by = (
+        row
+    )
     if schema is None:
         return None
     return EntityType(
@@ -39,9 +42,42 @@ def type_of(row: Row) -> EntityType | None:
         orjson.loads(schema),
         tuple(map(_decode_index, orjson.loads(indexes))),
         revision,
-        create_time,
-        update_time,
+        created,
+        updated,
+        tuple(map(_decode_reference, orjson.loads(references))),
+        tuple(by),
     )
+
+
+def _decode_reference(stored: JsonObject) -> Reference:
+    return Reference(
+        index_id=stored["id"],
+        field=stored["field"],
+        path=parse_path(stored["field"], field="type.references"),
+        type=stored["type"],
+        on_delete=OnDelete(stored["onDelete"]),
+        state=IndexState(stored["state"]),
+        failure=stored["failure"],
+        failed_names=tuple(stored["failedNames"]),
+    )
+
+
+def encode_references(references: Sequence[Reference]) -> str:
+    """JSON of *references*."""
+    return orjson.dumps(
+        [
+            {
+                "id": reference.index_id,
+                "field": reference.field,
+                "type": reference.type,
+                "onDelete": reference.on_delete,
+                "state": reference.state,
+                "failure": reference.failure,
+                "failedNames": reference.failed_names,
+            }
+            for reference in references
+        ]
+    ).decode()
 
 
 def _decode_index(stored: JsonObject) -> Index:
@@ -81,11 +117,11 @@ def select_type_page(namespace: str, after: str, limit: int, max_bytes: int) -> 
     """Rows (how many of *limit* there are, a row for ``type_of``) after the id *after*, up to *max_bytes*."""
     return Statement(
         """SELECT there, id, generation, schema_version, compatibility, schema, indexes, revision, create_time,
-            update_time
+            update_time, reference_fields, referrers
         FROM (SELECT *, sum(octet_length(schema) + octet_length(indexes)) OVER (ORDER BY id) AS bytes,
                 row_number() OVER (ORDER BY id) AS position, count(*) OVER () AS there
             FROM (SELECT id, generation, schema_version, compatibility, schema::text, indexes::text, revision,
-                    create_time, update_time
+                    create_time, update_time, reference_fields::text, referrers
                 FROM types WHERE namespace = %s AND id > %s ORDER BY id LIMIT %s) page) sized
         WHERE position = 1 OR bytes <= %s ORDER BY id""",
         (namespace, after, limit, max_bytes),
@@ -142,13 +178,13 @@ def allocate_index_ids(count: int) -> Statement:
 def put_type(namespace: str, type_: EntityType) -> Statement:
     """Store *type_*; its generation is given by the database."""
     return Statement(
-        """INSERT INTO types (namespace, id, schema_version, compatibility, schema, indexes, revision, create_time,
-            update_time)
-        VALUES (%s, %s, %s, %s, %s::json, %s::json, %s, %s, %s)
+        """INSERT INTO types (namespace, id, schema_version, compatibility, schema, indexes, reference_fields, revision,
+            create_time, update_time)
+        VALUES (%s, %s, %s, %s, %s::json, %s::json, %s::json, %s, %s, %s)
         ON CONFLICT (namespace, id) DO UPDATE SET generation = nextval('type_generations'),
             schema_version = excluded.schema_version, compatibility = excluded.compatibility,
-            schema = excluded.schema, indexes = excluded.indexes, revision = excluded.revision,
-            update_time = excluded.update_time""",
+            schema = excluded.schema, indexes = excluded.indexes, reference_fields = excluded.reference_fields,
+            revision = excluded.revision, update_time = excluded.update_time""",
         (
             namespace,
             type_.id,
@@ -156,6 +192,7 @@ def put_type(namespace: str, type_: EntityType) -> Statement:
             type_.compatibility,
             _json(type_.schema),
             encode_indexes(type_.indexes),
+            encode_references(type_.references),
             type_.revision,
             type_.create_time,
             type_.update_time,
@@ -180,12 +217,23 @@ def remove_type(namespace: str, type_id: str) -> list[Statement]:
     ]
 
 
-def put_indexes(namespace: str, type_id: str, indexes: Sequence[Index]) -> Statement:
-    """Change what is known of a type's indexes, without a revision."""
+def put_states(namespace: str, type_: EntityType) -> Statement:
+    """Change what is known of a type's indexes and references, without a revision."""
     return Statement(
-        """UPDATE types SET indexes = %s::json, generation = nextval('type_generations')
+        """UPDATE types SET indexes = %s::json, reference_fields = %s::json, generation = nextval('type_generations')
         WHERE namespace = %s AND id = %s""",
-        (encode_indexes(indexes), namespace, type_id),
+        (encode_indexes(type_.indexes), encode_references(type_.references), namespace, type_.id),
+    )
+
+
+def put_referrer(namespace: str, type_id: str, before: Set[str], now: Set[str]) -> Statement:
+    """Tell types that *type_id*, which referred to the types *before*, refers to those of *now*."""
+    return Statement(
+        """UPDATE types SET generation = nextval('type_generations'),
+            referrers = CASE WHEN id = ANY (%s::text[]) THEN array_append(referrers, %s)
+                ELSE array_remove(referrers, %s) END
+        WHERE namespace = %s AND id = ANY (%s::text[])""",
+        (packed_text(now), type_id, type_id, namespace, packed_text(before ^ now)),
     )
 
 

@@ -7,13 +7,14 @@ looked like. Then the unit comes back ``Stale``, and is prepared again.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 from strandline.entity.v1 import entity_service_pb2
 
 from services.entity import store
+from services.entity.cascades import NOTHING, Claim, Explorer
 from services.entity.catalog import Catalog
 from services.entity.content import CompiledType, Entry
 from services.entity.decisions import Outcome, Prepared, Stale
@@ -21,6 +22,7 @@ from services.entity.ledger import EntityUnit, Write, refusal_in
 from services.entity.limits import UNLIMITED, Limits
 from services.entity.model import EntityKey, StoredEntity, parse_entity_name
 from services.entity.mutations import Kind, Mutation, fingerprint
+from services.entity.operations import apply
 from services.entity.preconditions import Precondition
 from services.runtime.call import Namespace
 from services.runtime.changelog import select_versions
@@ -130,9 +132,7 @@ class Writer:
         outcomes = await self._committer.submit(writing.namespace, *units)
         return [outcome if isinstance(outcome, Exception) else _written(outcome) for outcome in outcomes]
 
-    async def _prepare(
-        self, namespace: str, units: Sequence[Sequence[Mutation]]
-    ) -> list[tuple[list[Prepared], Mapping[str, CompiledType]]]:
+    async def _prepare(self, namespace: str, units: Sequence[Sequence[Mutation]]) -> list[_Preparation]:
         mutations = [mutation for unit in units for mutation in unit]
         types = await self._types.learn(namespace, dict.fromkeys(mutation.key.type for mutation in mutations))
         uncertain = [mutation.key for mutation in mutations if _takes_unknown(mutation, types.get(mutation.key.type))]
@@ -140,15 +140,45 @@ class Writer:
         if uncertain:
             (rows,) = await self._database.read(namespace, store.select_entities(namespace, uncertain))
             stored = dict(map(store.entity_of, rows))
+        claims = await self._claims(namespace, units, types)
         return [
-            ([_prepare(mutation, types.get(mutation.key.type), stored.get(mutation.key)) for mutation in unit], types)
-            for unit in units
+            _Preparation(
+                [_prepare(mutation, types.get(mutation.key.type), stored.get(mutation.key)) for mutation in unit],
+                types,
+                claims.get(place, NOTHING),
+            )
+            for place, unit in enumerate(units)
         ]
+
+    async def _claims(
+        self, namespace: str, units: Sequence[Sequence[Mutation]], types: Mapping[str, CompiledType]
+    ) -> dict[int, Claim]:
+        """What removals lead to, by the place of those units that remove what others may refer to."""
+        referred = {type_id for type_id, compiled in types.items() if compiled.type.referrers}
+        if not referred:
+            return {}
+        removals: dict[int, set[EntityKey]] = {}
+        for place, unit in enumerate(units):
+            if removed := {mutation.key for mutation in unit if mutation.removes and mutation.key.type in referred}:
+                removals[place] = removed
+        explorer = Explorer(self._database, self._types, namespace, types)
+        claims = await explorer.claims(
+            [(removed, {mutation.key for mutation in units[place]}) for place, removed in removals.items()]
+        )
+        return dict(zip(removals, claims, strict=True))
 
     async def _as_it_was(self, namespace: Namespace, outcome: Outcome, revision: int) -> Outcome:
         key = parse_entity_name(outcome.name, namespace.id, "name")
         (rows,) = await self._database.read(namespace.id, select_versions(namespace.id, [key], revision))
         return Outcome(outcome.name, outcome.revision, rows[0][3] if rows else b"")
+
+
+class _Preparation(NamedTuple):
+    """A unit's writes with what could be worked out before the lock, from *types* as they are known."""
+
+    writes: list[Prepared]
+    types: Mapping[str, CompiledType]
+    claim: Claim
 
 
 def _contended() -> Unavailable:
@@ -172,10 +202,12 @@ def _waves(mutations: Sequence[Mutation | Error]) -> list[list[tuple[int, Mutati
 
 
 def _takes_unknown(mutation: Mutation, compiled: CompiledType | None) -> bool:
-    """Whether the unique values that *mutation* takes depend on what is stored."""
-    if compiled is None or not compiled.unique:
+    """Whether the unique values that *mutation* takes, or what it refers to anew, depend on what is stored."""
+    if compiled is None:
         return False
-    return mutation.kind == Kind.UNDELETE or (mutation.kind == Kind.UPDATE and not mutation.replaces)
+    if mutation.kind == Kind.UNDELETE:
+        return bool(compiled.unique or compiled.references)
+    return bool(compiled.unique) and mutation.kind == Kind.UPDATE and not mutation.replaces
 
 
 def _prepare(mutation: Mutation, compiled: CompiledType | None, current: StoredEntity | None) -> Prepared:
@@ -191,6 +223,8 @@ def _prepare(mutation: Mutation, compiled: CompiledType | None, current: StoredE
             prepared.failure, prepared.refused_by = failure, compiled.generation
     if _takes_unknown(mutation, compiled) and (current is not None or mutation.operations):
         prepared.unique += _expected_unique(mutation, compiled, current)
+    if compiled.references:
+        prepared.targets = _expected_targets(mutation, compiled, current)
     return prepared
 
 
@@ -204,31 +238,73 @@ def _expected_unique(mutation: Mutation, compiled: CompiledType, current: Stored
         return ()  # refused under the lock, if nothing changes
 
 
+def _expected_targets(mutation: Mutation, compiled: CompiledType, current: StoredEntity | None) -> frozenset[EntityKey]:
+    """All that the entity may come to refer to: what is new can only come from the content and the operations."""
+    if mutation.content is not None:
+        targets = compiled.targets(mutation.content)
+        return targets | compiled.targets(apply({}, mutation.operations)) if mutation.operations else targets
+    if mutation.kind == Kind.UNDELETE and current is not None:
+        return compiled.targets(current.data)
+    return frozenset()
+
+
+def _lives(writes: Sequence[Prepared], types: Mapping[str, CompiledType]) -> Iterator[Hashable]:
+    """The lives that *writes* may begin or end, as far as anything can refer to them.
+
+    That an entity lives is a thing of its own: who refers to it does not mind that its content changes.
+    """
+    for write in writes:
+        key = write.mutation.key
+        if write.mutation.may_end_or_begin_life and key.type in types and types[key.type].type.referrers:
+            yield _life(key)
+
+
+def _life(key: EntityKey) -> Hashable:
+    return ("life", key)
+
+
 def _unit(
     writing: Writing,
     request_id: str,
     body_hash: bytes,
-    prepared: tuple[list[Prepared], Mapping[str, CompiledType]],
+    prepared: _Preparation,
     indexed: bool,
     preconditions: Sequence[Precondition] = (),
 ) -> Write:
-    writes, types = prepared
+    writes, types, claim = prepared
     keys = [write.mutation.key for write in writes]
     unique = frozenset([entry for write in writes for entry in write.unique])
     type_ids = _one(keys[0].type) if len(keys) == 1 else frozenset([key.type for key in keys])
+    known = {type_id: types[type_id] for type_id in type_ids if type_id in types}
+    targets = frozenset([target for write in writes for target in write.targets])
+    exclusive: frozenset[Hashable] = frozenset((*keys, *unique)) if unique else frozenset(keys)
+    shared: frozenset[Hashable] = type_ids
+    if preconditions:
+        shared = shared.union([condition.key for condition in preconditions])
+    if targets:
+        shared = shared.union(map(_life, targets))
+    if any(compiled.type.referrers for compiled in known.values()):
+        exclusive = exclusive.union(_lives(writes, types))
+    if claim is not NOTHING:
+        known |= claim.types
+        unique |= claim.unique
+        exclusive = exclusive.union(claim.unique, claim.touched, map(_life, claim.touched))
+        shared = shared.union(claim.types, claim.holding)
     return Write(
         actor=writing.actor,
         method=writing.method,
         request_id=request_id,
         body_hash=body_hash,
-        exclusive=frozenset((*keys, *unique)) if unique else frozenset(keys),
-        shared=type_ids.union(condition.key for condition in preconditions) if preconditions else type_ids,
-        size=sum([2 * len(write.mutation.json) + 500 for write in writes]),
+        exclusive=exclusive,
+        shared=shared,
+        size=sum([2 * len(write.mutation.json) + 500 for write in writes]) + 2000 * len(claim.touched),
         validate_only=writing.validate_only,
         writes=writes,
-        known={type_id: types[type_id] for type_id in type_ids if type_id in types},
+        known=known,
         unique=unique,
         preconditions=tuple(preconditions),
+        targets=targets,
+        claim=claim,
         limits=writing.limits,
         indexed=indexed,
         remembers_refusal=writing.remembers_refusals,
