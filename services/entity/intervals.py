@@ -69,13 +69,13 @@ def interval(term: Node) -> Interval | None:
 
 
 def exact(term: Node) -> bool:
-    """Whether ``interval(term)`` holds nothing that *term* does not accept."""
+    """Whether ``interval(term)`` holds exactly what *term* accepts."""
     match term:
-        case Compare(_, _, value):
-            return not isinstance(value, Instant)
-        case Like(_, (_, last)):
-            return not last
-    return False
+        case Compare(_, "!=") | Compare(_, _, Instant() | Duration()):
+            return False
+        case Like(_, (first, last)):
+            return bool(first) and not last
+    return isinstance(term, Compare)
 
 
 def _range(operator: Operator, value: Value) -> Interval:

@@ -23,12 +23,15 @@ from services.entity.index_keys import (
 )
 from services.runtime.errors import InvalidArgument
 from services.runtime.filters.ast import Path
+from services.runtime.filters.folding import fold
 from services.runtime.filters.paths import render_path
 from tests.unit.filters.strategies import numbers, scalars, strings, values
 
 A = IndexSpec((IndexField(("a",)),))
 A_TAGS = IndexSpec((IndexField(("a",)), IndexField(("tags",), array=True)))
-fields = st.builds(IndexField, st.sampled_from([("a",), ("b",), ("deep", "x")]), st.booleans())
+fields = st.builds(
+    IndexField, st.sampled_from([("a",), ("b",), ("deep", "x")]), st.booleans(), st.just(False), st.booleans()
+)
 specs = st.lists(fields, min_size=1, max_size=3, unique_by=lambda field: field.path).map(
     lambda some: IndexSpec(tuple(some))
 )
@@ -140,10 +143,23 @@ def test_an_index_field_is_a_path_with_a_direction() -> None:
     assert parse_index_field("data.population desc") == IndexField(("population",), descending=True)
     assert parse_index_field(" data.a.`odd, desc` ") == IndexField(("a", "odd, desc"))
     assert str(parse_index_field("data.`odd key`  desc")) == "data.`odd key` desc"
+    assert parse_index_field("lower( data.name ) desc") == IndexField(("name",), descending=True, folded=True)
+    assert str(parse_index_field("lower(data.`odd key`)")) == "lower(data.`odd key`)"
 
 
 @pytest.mark.parametrize(
-    "text", ["", "data", "country", "data.a asc", "data.a desc desc", "data.a,data.b", "data.a DESC"]
+    "text",
+    [
+        "",
+        "data",
+        "country",
+        "data.a asc",
+        "data.a desc desc",
+        "data.a,data.b",
+        "data.a DESC",
+        "lower(data.a",
+        "upper(data.a)",
+    ],
 )
 def test_what_is_no_index_field_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
@@ -209,7 +225,7 @@ def rank(data: dict[str, Any], field: IndexField) -> tuple[Any, ...]:
         case int() | float():
             return (3, value)
         case str():
-            return (4, value.encode())
+            return (4, (fold(value) if field.folded else value).encode())
         case _:
             return (0,)
 

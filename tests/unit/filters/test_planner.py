@@ -13,10 +13,24 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from services.entity.index_keys import IndexField, IndexSpec, entry_keys, parse_index, parse_order_by
-from services.entity.planner import Plan, plan_list
+from services.entity.planner import Plan, plan_end, plan_list
 from services.runtime.errors import FailedPrecondition, InvalidArgument
 from services.runtime.filters import compile_predicate, parse_filter
-from services.runtime.filters.ast import And, Compare, Has, Node, Not, Operator, Or, Path
+from services.runtime.filters.ast import (
+    And,
+    Compare,
+    Duration,
+    Has,
+    Instant,
+    Like,
+    Node,
+    Not,
+    Operator,
+    Or,
+    Path,
+    Present,
+    Size,
+)
 from tests.unit.filters.test_index_keys import compare
 
 TYPES: dict[Path, frozenset[str]] = {("tags",): frozenset({"array"})}
@@ -34,7 +48,16 @@ def test_without_filter_and_order_the_ids_are_walked() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["data.country != 'NO'", "NOT data.country = 'NO'", "data.country = 'NO' OR data.x = 1"]
+    "text",
+    [
+        "data.country != 'NO'",
+        "NOT data.country = 'NO'",
+        "data.country = 'NO' OR data.x = 1",
+        "data.country = '*O'",
+        "data.country:*",
+        "data.country > 20s",
+        "size(data.tags) > 1",
+    ],
 )
 def test_a_filter_without_an_indexable_term_walks_the_ids(text: str) -> None:
     assert plan(text) == Plan(residual=parse_filter(text))
@@ -53,6 +76,45 @@ def test_served_terms_leave_the_residual() -> None:
     assert plan("data.country = 'NO'").residual is None
     assert plan("data.tags:'x' data.country = 'NO' data.tags:'y'").residual == parse_filter("data.tags:'y'")
     assert plan("data.tags:true data.country = 'NO' data.tags:1").residual == parse_filter("data.tags:1")
+
+
+def test_a_wildcard_is_served_by_the_range_of_its_beginning() -> None:
+    walk = plan("data.country = 'N*'")
+    assert (walk.index_id, walk.residual) == (COUNTRY, None)
+    walk = plan("data.country = 'N*O' data.country > 'NA'")
+    assert (walk.index_id, walk.residual) == (COUNTRY, parse_filter("data.country = 'N*O'"))
+    rows = [{"country": name} for name in ("MO", "N", "NO", "NoO", "NZ", "O")]
+    assert [rows[place]["country"] for place in walked(walk, INDEXES, rows)] == ["NO", "NoO"]
+
+
+def test_a_moment_is_served_by_the_texts_of_the_days_around_it() -> None:
+    walk = plan("data.country >= 2026-01-31T12:00:00Z data.country < 2026-02-01T00:00:00Z")
+    assert walk.index_id == COUNTRY
+    assert (walk.lower, walk.upper) == (b"\x502026-01-30", b"\x502026-02-03")
+    assert plan("data.country = 9999-12-31T23:59:59Z").upper == b"\x51"
+
+
+def test_an_array_has_no_order() -> None:
+    with pytest.raises(InvalidArgument, match=r"data\.tags is an array, which has no order"):
+        plan_list(None, "data.tags", INDEXES, TYPES)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "index_id"),
+    [
+        ("", IndexField(("country",)), COUNTRY),
+        ("", IndexField(("population",), descending=True), POPULATION),
+        ("data.country = 'NO'", IndexField(("population",)), COMPOSITE),
+        ("data.country = 'NO' data.population > 5", IndexField(("population",)), COMPOSITE),
+        ("data.country > 'NO'", IndexField(("country",)), COUNTRY),
+        ("data.country > 'NO'", IndexField(("population",)), None),
+        ("data.population != 5", IndexField(("population",)), None),
+        ("", IndexField(("name",)), None),
+    ],
+)
+def test_an_end_is_read_where_one_index_serves_everything(text: str, field: IndexField, index_id: int | None) -> None:
+    walk = plan_end(parse_filter(text), field, INDEXES)
+    assert (walk.index_id if walk is not None else None) == index_id
 
 
 @pytest.mark.parametrize(
@@ -90,6 +152,11 @@ def test_a_field_fixed_by_the_filter_is_skipped_in_the_order() -> None:
         ("data.country = 'NO' OR data.name = 'x'", "data.name", ["data.name"]),
         ("data.`odd key` = 1", "", ["data.`odd key`"]),
         ("data.name = null", "", ["data.name"]),
+        ("data.name = 'x*'", "", ["data.name"]),
+        ("lower(data.name) = 'x'", "", ["lower(data.name)"]),
+        ("lower(data.name) = 'x*'", "lower(data.name) desc", ["lower(data.name) desc"]),
+        ("lower(data.name) = 'x'", "data.name", ["lower(data.name)", "data.name"]),
+        ("data.at > 2026-01-31T12:00:00Z", "", ["data.at"]),
     ],
 )
 def test_a_list_that_no_index_serves_is_refused_with_the_index_to_declare(
@@ -165,16 +232,23 @@ def test_an_index_that_mixes_directions_gives_only_its_own_order_and_the_opposit
 
 
 ORDERS: list[Operator] = ["<", "<=", ">", ">="]
-POOL = [None, False, True, -1, 0, 0.0, 1.5, 2, "", "a", "ab"]
+MOMENTS = ["1970-01-01T00:00:00Z", "1970-01-02T00:00:00.5+23:59", "1969-12-31T12:00:00-12:00", "1970-01-02"]
+POOL = [None, False, True, -1, 0, 0.0, 1.5, 2, "", "a", "ab", "A", "aB", "ä", "Ä", *MOMENTS]
 pool = st.sampled_from(POOL)
-literals = st.sampled_from([False, True, -1.0, 0.0, 1.5, 2.0, "", "a", "ab"])
-orderable = st.sampled_from([-1.0, 0.0, 1.5, 2.0, "", "a", "ab"])
+literals = st.sampled_from([False, True, -1.0, 0.0, 1.5, 2.0, "", "a", "ab", "A"])
+orderable = st.sampled_from([-1.0, 0.0, 1.5, 2.0, "", "a", "ab", "A"])
+folded_texts = st.sampled_from(["", "a", "ab", "ä"])
+instants = st.sampled_from([0, 10**9, -(10**9), 86_400 * 10**9, 90_000 * 10**9]).map(Instant)
+parts = st.lists(st.sampled_from(["", "a", "b", "ä"]), min_size=2, max_size=3).map(tuple)
 scalar_paths = st.sampled_from([("a",), ("b",), ("c",)])
 elements = st.lists(pool | st.lists(pool, max_size=1), max_size=4)
 documents = st.fixed_dictionaries({}, optional=dict.fromkeys("abc", pool | pool | elements) | {"tags": elements | pool})
 terms: st.SearchStrategy[Node] = (
     st.builds(Compare, scalar_paths, st.just("="), literals | literals | st.none())
     | st.builds(Compare, scalar_paths, st.sampled_from(ORDERS), orderable)
+    | st.builds(Compare, scalar_paths, st.sampled_from([*ORDERS, "="]), folded_texts, st.just(True))
+    | st.builds(Compare, scalar_paths, st.sampled_from([*ORDERS, "="]), instants)
+    | st.builds(Like, scalar_paths, parts, st.booleans())
     | st.builds(Has, st.just(("tags",)), literals)
     | st.builds(Compare, scalar_paths, st.just("!="), literals)
 )
@@ -183,14 +257,20 @@ conjunctions = st.lists(terms | terms | residuals, min_size=2, max_size=4).map(l
 filters = st.none() | terms | conjunctions
 names = st.permutations(["a", "b", "c", "tags"]).flatmap(lambda all_: st.integers(1, 3).map(lambda some: all_[:some]))
 specs = st.builds(
-    lambda names, directions: IndexSpec(
-        tuple(IndexField((name,), directions[name], array=name == "tags") for name in names)
+    lambda names, directions, folded: IndexSpec(
+        tuple(
+            IndexField((name,), directions[name], array=name == "tags", folded=folded[name] and name != "tags")
+            for name in names
+        )
     ),
     names,
     st.fixed_dictionaries(dict.fromkeys(["a", "b", "c", "tags"], st.booleans())),
+    st.fixed_dictionaries(dict.fromkeys(["a", "b", "c", "tags"], st.booleans())),
 )
 orders = st.lists(st.sampled_from(["a", "b", "c"]), max_size=2, unique=True).flatmap(
-    lambda names: st.tuples(*(st.sampled_from([f"data.{name}", f"data.{name} desc"]) for name in names)).map(", ".join)
+    lambda names: st.tuples(
+        *(st.sampled_from([f"data.{name}", f"data.{name} desc", f"lower(data.{name})"]) for name in names)
+    ).map(", ".join)
 )
 
 
@@ -235,6 +315,23 @@ def test_every_pair_of_comparisons_with_a_field_is_served_exactly(index: str) ->
         walk = plan_list(both, "", indexes)
         predicate = compile_predicate(both)
         assert walk.residual is None
+        assert sorted(walked(walk, indexes, rows)) == [at for at, row in enumerate(rows) if predicate(row)], both
+
+
+INEXACT: list[Node] = [Compare(("a",), "!=", value) for value in (None, 0.0, "a")]
+INEXACT += [Compare(("a",), name, value) for name in ("=", "!=", ">") for value in (Instant(0), Duration(0))]
+INEXACT += [Like(("a",), parts) for parts in (("", ""), ("a", ""), ("", "b"), ("a", "b"))]
+INEXACT += [Compare(("a",), "=", "a", folded=True), Present(("a",)), Size(("a",), ">=", 0.0), Has(("a",), "a")]
+
+
+@pytest.mark.parametrize("index", ["data.a", "data.a desc"])
+def test_what_a_range_does_not_serve_exactly_is_tested_on_its_rows(index: str) -> None:
+    indexes = [(9, parse_index([index]))]
+    rows: list[dict[str, Any]] = [{}, {"a": []}, *({"a": value} for value in POOL)]
+    for left, right in product(COMPARISONS, INEXACT):
+        both = And((left, right))
+        walk = plan_list(both, "", indexes)
+        predicate = compile_predicate(both)
         assert sorted(walked(walk, indexes, rows)) == [at for at, row in enumerate(rows) if predicate(row)], both
 
 
