@@ -18,7 +18,7 @@ from services.entity.model import MAX_ANSWER_BYTES, EntityKey
 from services.entity.reads import Batch, current_head
 from services.runtime import wire
 from services.runtime.call import MinRevision, Namespace
-from services.runtime.changelog import Head, select_head
+from services.runtime.changelog import Head, select_head, select_revision_at
 from services.runtime.database import Database, Row
 from services.runtime.errors import FailedPrecondition, NotFound, OutOfRange, invalid_field
 from services.runtime.filters import compile_predicate, parse_filter
@@ -72,7 +72,7 @@ class History:
             OutOfRange: COMPACTED, it was before everything that the log still has.
         """
         head_rows, rows = await self._database.read(
-            namespace.id, select_head(namespace.id), versions.select_revision_at(namespace.id, time)
+            namespace.id, select_head(namespace.id), select_revision_at(namespace.id, time)
         )
         head = current_head(namespace, head_rows, minimum)
         revision, commit_time, _ = rows[0] if rows else (0, None, False)
@@ -103,7 +103,7 @@ class History:
         if as_of.time is None:
             return as_of.revision
         head_rows, rows = await self._database.read(
-            namespace.id, select_head(namespace.id), versions.select_revision_at(namespace.id, as_of.time)
+            namespace.id, select_head(namespace.id), select_revision_at(namespace.id, as_of.time)
         )
         head = current_head(namespace, head_rows, minimum)
         revision, commit_time, ahead = rows[0] if rows else (0, None, False)

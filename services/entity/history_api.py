@@ -18,6 +18,7 @@ from services.entity.revision_diffs import Range, RevisionDiffs, check_range, en
 from services.entity.writes import Writer
 from services.runtime import wire
 from services.runtime.call import Call
+from services.runtime.changelog import PURGED
 from services.runtime.database import Row
 from services.runtime.errors import NotFound
 from services.runtime.filters.ast import Path
@@ -133,7 +134,7 @@ def _encode_revision(row: Row, mask: tuple[Path, ...]) -> bytes:
         + wire.timestamp(3, commit_time)
         + wire.text(4, actor)
         + wire.text(5, request_id)
-        + (wire.delimited(6, masked(entity, mask)) if entity and not is_blank(entity) else b"")
+        + (wire.delimited(6, masked(entity, mask)) if kind != PURGED and not is_blank(entity) else b"")
     )
 
 

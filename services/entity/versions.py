@@ -1,9 +1,8 @@
-"""The SQL of versions: which there are of an entity, and which revision was the newest at a time."""
+"""The SQL of versions: which there are of an entity, and when a revision was committed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Final
 
 from services.entity.model import EntityKey
@@ -40,28 +39,6 @@ def select_versions_of(namespace: str, key: EntityKey, before: int, limit: int, 
             FROM units WHERE namespace = %s AND revision = sized.revision OFFSET 0) u
         WHERE bytes <= %s OR position = 1 ORDER BY sized.revision DESC""",
         (namespace, *key, before, limit, HEADER_BYTES, namespace, max_bytes),
-    )
-
-
-def select_revision_at(namespace: str, moment: datetime) -> Statement:
-    """One row (revision, its commit time, whether *moment* is still to come): the newest revision at *moment*.
-
-    The revision is that of the horizon when *moment* lies before everything that is left; its time is null when it is
-    not known any more, or when it is 0. Commit times rise with revisions, so this is a binary search over the primary
-    key. No row: nothing was written yet.
-    """
-    return Statement(
-        """WITH RECURSIVE search (low, high) AS (
-            SELECT horizon, revision FROM heads WHERE namespace = %s AND epoch <> ''
-            UNION ALL
-            SELECT CASE WHEN early THEN middle ELSE low END, CASE WHEN early THEN high ELSE middle - 1 END
-            FROM (SELECT low, high, middle,
-                    (SELECT commit_time <= %s FROM units WHERE namespace = %s AND revision = middle) AS early
-                FROM (SELECT low, high, (low + high + 1) / 2 AS middle FROM search WHERE low < high) halved) tested
-        )
-        SELECT low, (SELECT commit_time FROM units WHERE namespace = %s AND revision = low), %s > clock_timestamp()
-        FROM search WHERE low >= high""",
-        (namespace, moment, namespace, namespace, moment),
     )
 
 

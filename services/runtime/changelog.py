@@ -359,30 +359,34 @@ async def read_units(
     return head, [body for (body,) in rows]
 
 
-async def find_revision(database: Database, namespace: str, moment: datetime) -> tuple[int, Head | None]:
-    """The last revision committed at or before *moment* (0 before the first), and the head.
+def select_revision_at(namespace: str, moment: datetime) -> Statement:
+    """One row (revision, its commit time, whether *moment* is still to come): the newest revision at *moment*.
 
-    Commit times rise with revisions, so this is a binary search over the primary key.
+    The revision is that of the horizon when *moment* lies before everything that is left; its time is null when it is
+    not known any more, or when it is 0. Commit times rise with revisions, so this is a binary search over the primary
+    key. No row: nothing was written yet.
     """
-    (head_rows,) = await database.read(namespace, select_head(namespace))
+    return Statement(
+        """WITH RECURSIVE search (low, high) AS (
+            SELECT horizon, revision FROM heads WHERE namespace = %s AND epoch <> ''
+            UNION ALL
+            SELECT CASE WHEN early THEN middle ELSE low END, CASE WHEN early THEN high ELSE middle - 1 END
+            FROM (SELECT low, high, middle,
+                    (SELECT commit_time <= %s FROM units WHERE namespace = %s AND revision = middle) AS early
+                FROM (SELECT low, high, (low + high + 1) / 2 AS middle FROM search WHERE low < high) halved) tested
+        )
+        SELECT low, (SELECT commit_time FROM units WHERE namespace = %s AND revision = low), %s > clock_timestamp()
+        FROM search WHERE low >= high""",
+        (namespace, moment, namespace, namespace, moment),
+    )
+
+
+async def find_revision(database: Database, namespace: str, moment: datetime) -> tuple[int, Head | None]:
+    """The last revision committed at or before *moment* (the horizon's, at first 0, before that), and the head."""
+    head_rows, rows = await database.read(namespace, select_head(namespace), select_revision_at(namespace, moment))
     if not head_rows:
         return 0, None
-    head = head_of(namespace, head_rows, "")
-    low, high = head.horizon, head.revision
-    while low < high:
-        middle = (low + high + 1) // 2
-        (rows,) = await database.read(
-            namespace,
-            Statement(
-                "SELECT commit_time <= %s FROM units WHERE namespace = %s AND revision = %s",
-                (moment, namespace, middle),
-            ),
-        )
-        if rows and rows[0][0]:
-            low = middle
-        else:
-            high = middle - 1
-    return low, head
+    return rows[0][0], head_of(namespace, head_rows, "")
 
 
 def select_versions(namespace: str, keys: Sequence[tuple[str, str]], revision: int) -> Statement:

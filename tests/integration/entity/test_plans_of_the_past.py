@@ -14,6 +14,7 @@ import pytest
 from services.entity import versions
 from services.entity.as_of import select_state_page, select_states
 from services.entity.model import EntityKey
+from services.runtime import changelog
 from services.runtime.database import INDEX_WALKS_ONLY, Statement
 from tests.integration.entity.conftest import Deployment
 
@@ -55,7 +56,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         (select_states(NAMESPACE, KEYS, HEAD // 2, 2**20, show_deleted=True), len(KEYS)),
         (versions.select_latest(NAMESPACE, KEYS, HEAD // 2), len(KEYS)),
         (versions.select_versions_of(NAMESPACE, KEYS[0], 2**62, 51, 2**20), 4),
-        (versions.select_revision_at(NAMESPACE, datetime(2026, 1, 1, 5, tzinfo=UTC)), 20),
+        (changelog.select_revision_at(NAMESPACE, datetime(2026, 1, 1, 5, tzinfo=UTC)), 20),
         (versions.select_commit_time(NAMESPACE, HEAD // 2), 1),
     ],
     ids=["list", "list of now", "keys", "newest versions", "revisions", "time", "revision"],

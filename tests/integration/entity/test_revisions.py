@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from google.protobuf import json_format
-from strandline.entity.v1 import history_service_pb2
+from strandline.entity.v1 import entity_service_pb2, history_service_pb2
 from strandline.stream.v1 import feed_pb2
 
 from tests.integration.entity.conftest import Replica, Shore, error_info, pointers, reason, refusal
@@ -166,3 +166,45 @@ async def test_the_difference_of_an_entity_between_two_revisions(shore: Shore) -
     same = await shore.diff("b1", 2, 2)
     assert (same.kind, list(same.changes)) == (same.KIND_UNSPECIFIED, [])
     assert await reason(shore.diff("b1", 0, 1)) == "NOT_FOUND"
+
+
+async def test_a_rollback_obeys_references(shore: Shore) -> None:
+    properties = {"port": {"type": "string"}}
+    await shore.declare("port")
+    reference = {"field": "data.port", "type": "port", "onDelete": "RESTRICT"}
+    await shore.declare(schema={"type": "object", "properties": properties}, references=[reference])
+    await shore.create("basel", {}, "port")
+    await shore.create("b1", {"port": "basel"})
+    there = await shore.head()
+    await shore.update("b1", {}, update_mask=["*"])
+    await shore.delete("basel", "port")
+    head = await shore.head()
+    assert await reason(shore.roll_back("b1", there)) == "REFERENCE_NOT_FOUND"
+    assert await shore.head() == head
+    await shore.undelete("basel", "port")
+    assert data_of((await shore.roll_back("b1", there)).entity) == {"port": "basel"}
+    assert await reason(shore.delete("basel", "port")) == "REFERENCED"
+
+
+async def test_of_what_was_purged_the_past_knows_names_and_kinds_and_no_content(shore: Shore) -> None:
+    await shore.declare()
+    await shore.create("b1", {"secret": "the wreck"})
+    await shore.update("b1", {"secret": "the wreck, moved"})
+    await shore.create("b2", {"n": 1})
+    purge = entity_service_pb2.PurgeEntityRequest(name=shore.name("b1"))
+    await shore.replica.entities.PurgeEntity(purge, metadata=shore.metadata())
+    await shore.create("b1", {"n": 2})
+    for revision in (2, 3, 4):
+        assert await reason(shore.get("b1", as_of_revision=revision)) == "NOT_FOUND"
+        assert await reason(shore.roll_back("b1", revision)) == "NOT_FOUND"
+        assert "b1" not in await shore.list_ids(as_of_revision=revision, show_deleted=True)
+        assert shore.name("b1") not in {entity.name for entity in (await shore.export_page(revision=revision)).entities}
+    assert await reason(shore.diff("b1", 2, 3)) == "NOT_FOUND"
+    page = await shore.revisions("b1")
+    kinds = [EntityRevision.Kind.Name(version.kind) for version in page.revisions]
+    assert kinds == ["CREATED", "PURGED", "DELETED", "UPDATED", "CREATED"]
+    assert [version.HasField("entity") for version in page.revisions] == [True, False, False, False, False]
+    told = [(diff.name, diff.kind) for diff in (await shore.diff_page(from_revision=2)).diffs]
+    assert told == [(shore.name("b2"), 1), (shore.name("b1"), 1)]
+    answers = [page, await shore.diff_page(), await shore.export_page(revision=3)]
+    assert not any(b"wreck" in answer.SerializeToString() for answer in answers)
