@@ -6,9 +6,11 @@ judgement is looked at, and whether it is still about what is stored.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from services.entity.compatibility import Comparison, Difference, Mode, NotASchema, as_type
 from services.runtime.errors import Aborted, FailedPrecondition, Violation, invalid_field
@@ -16,6 +18,7 @@ from services.runtime.filters.ast import Path
 from services.runtime.filters.paths import render_path
 from services.runtime.wire import JsonObject
 
+T = TypeVar("T")
 FIELD: Final = "type.schema"
 MAX_FIELD_STEPS: Final = 20_000
 
@@ -41,6 +44,20 @@ class FieldUse(NamedTuple):
     rule: str
     user: str
     paths: tuple[Path, ...]
+
+
+class Comparer:
+    """Compares schemas on one thread of its own: a second of work delays the next comparison, and nothing else much."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "comparer")
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """The result of *work*; not begun if the caller gives up before."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 class StaleJudgement(Aborted):

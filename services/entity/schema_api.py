@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 import orjson
@@ -14,7 +13,7 @@ from services.entity import operation_store, schemas, type_store
 from services.entity.calls import namespace_of_call
 from services.entity.catalog import missing_type
 from services.entity.compatibility import Mode, is_legacy
-from services.entity.evolution import compare
+from services.entity.evolution import Comparer, compare
 from services.entity.long_running import OperationRunner
 from services.entity.model import MAX_ANSWER_BYTES, EntityType, parse_type_name, type_name
 from services.entity.operation_api import read_operation
@@ -35,8 +34,9 @@ SERVICE: Final = "strandline.entity.v1.SchemaService"
 class SchemaHandlers:
     """The handlers of ``SchemaService``."""
 
-    def __init__(self, database: Database, runner: OperationRunner, token_key: bytes) -> None:
+    def __init__(self, database: Database, comparer: Comparer, runner: OperationRunner, token_key: bytes) -> None:
         self._database = database
+        self._comparer = comparer
         self._runner = runner
         self._token_key = token_key
 
@@ -63,7 +63,7 @@ class SchemaHandlers:
             )
 
         call.position(head.revision, head.epoch)
-        return await asyncio.to_thread(answer)
+        return await self._comparer.run(answer)
 
     async def list_type_versions(self, request: pb.ListTypeVersionsRequest, call: Call) -> bytes:
         namespace = namespace_of_call(call)

@@ -12,6 +12,7 @@ from services.entity import api, history_api, import_api, operation_api, schema_
 from services.entity.aggregates import Aggregator
 from services.entity.catalog import Catalog
 from services.entity.counts import Counter
+from services.entity.evolution import Comparer
 from services.entity.expiry import Expirer
 from services.entity.exports import Exporter
 from services.entity.history import History
@@ -68,6 +69,7 @@ class EntityService:
         confirmations = Confirmations(token_key)
         self.committer = Committer(self.database, EntityLedger(types, confirmations), bus.publish_commit)
         self.builder = IndexBuilder(self.database)
+        self.comparer = Comparer()
         self.runner = OperationRunner(self.database, {OperationKind.VALIDATE_ENTITIES: EntityValidation()})
         writer = Writer(self.database, types, self.committer)
         self.expirer = Expirer(self.database, writer)
@@ -87,9 +89,9 @@ class EntityService:
             ),
             import_api.SERVICE: import_api.ImportHandlers(Importer(self.database, writer, confirmations), token_key),
             type_api.SERVICE: type_api.TypeHandlers(
-                self.database, self.committer, self.builder, self.runner, token_key
+                self.database, self.committer, self.builder, self.comparer, self.runner, token_key
             ),
-            schema_api.SERVICE: schema_api.SchemaHandlers(self.database, self.runner, token_key),
+            schema_api.SERVICE: schema_api.SchemaHandlers(self.database, self.comparer, self.runner, token_key),
             operation_api.SERVICE: operation_api.OperationHandlers(self.database),
             history_api.SERVICE: history_api.HistoryHandlers(
                 writer,
@@ -117,6 +119,7 @@ class EntityService:
         finally:
             for task in background:
                 task.cancel()
+            self.comparer.close()
             await self.builder.stop()
             await self.committer.drain()
             await self.database.close()

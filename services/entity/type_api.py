@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Sequence
 from typing import Final
@@ -16,7 +15,7 @@ from services.entity.calls import answer_with, namespace_of_call, writing
 from services.entity.catalog import missing_type
 from services.entity.compatibility import Mode
 from services.entity.content import canonical
-from services.entity.evolution import StaleJudgement, judge
+from services.entity.evolution import Comparer, StaleJudgement, judge
 from services.entity.index_builds import IndexBuilder
 from services.entity.index_keys import parse_index, parse_index_field
 from services.entity.ledger import EntityUnit
@@ -50,12 +49,14 @@ class TypeHandlers:
         database: Database,
         committer: Committer[EntityUnit],
         builder: IndexBuilder,
+        comparer: Comparer,
         runner: OperationRunner,
         token_key: bytes,
     ) -> None:
         self._database = database
         self._committer = committer
         self._builder = builder
+        self._comparer = comparer
         self._runner = runner
         self._token_key = token_key
 
@@ -182,7 +183,8 @@ class TypeHandlers:
             fields += [parse_index_field(text).path for text in declared.fields]
         versions = [orjson.loads(text) for _, text in rows]
         mode = Mode(change.compatibility or type_.compatibility)
-        change.judgement = await asyncio.to_thread(judge, type_.schema_version, versions, change.schema, mode, fields)
+        schema, version = change.schema, type_.schema_version
+        change.judgement = await self._comparer.run(lambda: judge(version, versions, schema, mode, fields))
         change.validation = OperationKey(namespace.id, namespace.epoch, uuid7())
 
 
