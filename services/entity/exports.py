@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from services.entity import type_store
 from services.entity.history import as_read, check_readable
+from services.entity.leases import Leases
 from services.entity.model import MAX_ANSWER_BYTES, encode_type
 from services.entity.reads import current_head
 from services.entity.snapshots import Place, SnapshotReader
@@ -46,9 +47,10 @@ class ExportPage:
 class Exporter:
     """Exports namespaces."""
 
-    def __init__(self, database: Database, snapshots: SnapshotReader, token_key: bytes) -> None:
+    def __init__(self, database: Database, snapshots: SnapshotReader, leases: Leases, token_key: bytes) -> None:
         self._database = database
         self._snapshots = snapshots
+        self._leases = leases
         self._token_key = token_key
 
     async def page(
@@ -75,6 +77,7 @@ class Exporter:
         head = current_head(namespace, head_rows, minimum)
         at = at or _Position(revision or head.revision, True, "", "")
         check_readable(head, at.revision)
+        await self._leases.hold(namespace, at.revision)
         if at.in_types:
             declared = [type_ for row in rows if (type_ := type_store.type_of(row[1:])) is not None]
             told = [encode_type(namespace.id, type_) for type_ in declared if not wanted or type_.id in wanted]

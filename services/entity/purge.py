@@ -19,6 +19,8 @@ TABLES: Final[tuple[LiteralString, ...]] = (
     "mass_changes",
     "write_budgets",
     "usage",
+    "retentions",
+    "consumer_leases",
     "expirations",
     "import_missing",
     "import_names",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from services.entity import api, history_api, import_api, operation_api, schema_api, type_api, upkeep
+from services.entity import api, history_api, import_api, operation_api, retention_api, schema_api, type_api, upkeep
 from services.entity.aggregates import Aggregator
 from services.entity.catalog import Catalog
 from services.entity.counts import Counter
@@ -18,6 +18,7 @@ from services.entity.exports import Exporter
 from services.entity.history import History
 from services.entity.imports import Importer
 from services.entity.index_builds import IndexBuilder
+from services.entity.leases import Leases
 from services.entity.ledger import EntityLedger
 from services.entity.limits import Confirmations
 from services.entity.lists import Lister
@@ -75,6 +76,7 @@ class EntityService:
         self.expirer = Expirer(self.database, writer)
         history = History(self.database, types, token_key)
         snapshots = SnapshotReader(self.database)
+        leases = Leases(self.database)
         handlers: dict[str, object] = {
             api.SERVICE: api.EntityHandlers(
                 writer,
@@ -97,10 +99,11 @@ class EntityService:
                 writer,
                 history,
                 RevisionDiffs(self.database, history, token_key),
-                Exporter(self.database, snapshots, token_key),
+                Exporter(self.database, snapshots, leases, token_key),
                 confirmations,
             ),
-            log_service.NAME: log_service.LogHandlers(self.database, snapshots),
+            log_service.NAME: log_service.LogHandlers(self.database, snapshots, leases),
+            retention_api.SERVICE: retention_api.RetentionHandlers(self.database),
         }
         self.server = Server(settings)
         for name, service_handlers in handlers.items():

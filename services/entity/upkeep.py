@@ -1,13 +1,15 @@
-"""What a process does now and then: forgetting answers, imports and operations that nobody asks for again."""
+"""What a process does now and then: cutting logs, and forgetting what is too old to be asked for again."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 
-from services.entity import import_store, operation_store, usage_store
+from services.entity import import_store, operation_store, retention_store, usage_store
+from services.entity.compaction import compact
 from services.entity.import_store import ImportKey
 from services.runtime import changelog
+from services.runtime.call import Namespace
 from services.runtime.database import Database, Statement, pipeline
 
 logger = logging.getLogger(__name__)
@@ -28,12 +30,15 @@ async def forget(database: Database) -> None:
 
 
 async def forget_everywhere(database: Database) -> None:
-    """Forget old requests, one namespace after the other; one that fails does not keep the others from it."""
-    (rows,) = await database.read("", Statement("SELECT namespace FROM heads ORDER BY namespace"))
+    """Cut logs and forget, one namespace after the other; one that fails does not keep the others from it."""
+    (rows,) = await database.read("", Statement("SELECT namespace, epoch FROM heads ORDER BY namespace"))
     failed: dict[str, Exception] = {}
-    for (namespace,) in rows:
+    for namespace, epoch in rows:
         try:
+            if epoch.isalnum():  # not one that is being purged, or has no life
+                await compact(database, Namespace(namespace, epoch))
             await changelog.forget_requests(database, namespace)
+            await _forget(database, namespace, retention_store.forget_leases(namespace))
             await _forget(database, namespace, usage_store.forget_mass_changes(namespace))
             await _forget(database, namespace, operation_store.forget_operations(namespace))
             await forget_imports(database, namespace)

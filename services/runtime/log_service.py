@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC
+from collections.abc import Sequence
+from datetime import UTC, timedelta
 from typing import Protocol
 
 from strandline.stream.v1 import log_service_pb2 as pb
 
 from services.runtime import changelog
 from services.runtime.bus import head_message
-from services.runtime.call import Call
+from services.runtime.call import Call, Namespace
 from services.runtime.database import Database
 from services.runtime.errors import NotFound
 
@@ -31,12 +32,51 @@ class SnapshotReader(Protocol):
         ...
 
 
+class Leases(Protocol):
+    """Keeps logs from being cut under their readers."""
+
+    async def put(
+        self,
+        namespace: Namespace,
+        name: str,
+        types: Sequence[str],
+        fields: Sequence[str],
+        acknowledged: int,
+        ttl: timedelta,
+    ) -> None:
+        """Keep what follows the revision *acknowledged* for *ttl*, for the consumer *name*."""
+        ...
+
+    async def delete(self, namespace: Namespace, name: str) -> None:
+        """Keep it no longer."""
+        ...
+
+
+class Uncut:
+    """``Leases`` of a log that is never cut."""
+
+    async def put(
+        self,
+        namespace: Namespace,
+        name: str,
+        types: Sequence[str],
+        fields: Sequence[str],
+        acknowledged: int,
+        ttl: timedelta,
+    ) -> None:
+        return None
+
+    async def delete(self, namespace: Namespace, name: str) -> None:
+        return None
+
+
 class LogHandlers:
     """The handlers of ``LogService``."""
 
-    def __init__(self, database: Database, snapshots: SnapshotReader) -> None:
+    def __init__(self, database: Database, snapshots: SnapshotReader, leases: Leases) -> None:
         self._database = database
         self._snapshots = snapshots
+        self._leases = leases
 
     async def get_heads(self, request: pb.GetHeadsRequest, call: Call) -> pb.GetHeadsResponse:
         heads = await changelog.read_heads(self._database, request.namespace_ids)
@@ -68,6 +108,23 @@ class LogHandlers:
         )
         next_type, next_id = end or ("", "")
         return pb.ReadSnapshotResponse(entities=entities, next_type=next_type, next_id=next_id)
+
+    async def put_consumer_lease(self, request: pb.PutConsumerLeaseRequest, call: Call) -> pb.PutConsumerLeaseResponse:
+        await self._leases.put(
+            Namespace(request.namespace_id, request.epoch),
+            request.name,
+            request.types,
+            request.fields,
+            request.acknowledged_revision,
+            request.ttl.ToTimedelta(),
+        )
+        return pb.PutConsumerLeaseResponse()
+
+    async def delete_consumer_lease(
+        self, request: pb.DeleteConsumerLeaseRequest, call: Call
+    ) -> pb.DeleteConsumerLeaseResponse:
+        await self._leases.delete(Namespace(request.namespace_id, request.epoch), request.name)
+        return pb.DeleteConsumerLeaseResponse()
 
 
 def _existing(head: changelog.Head | None) -> changelog.Head:

@@ -65,7 +65,9 @@ class UserService:
             f"{_PACKAGE}.UserService": UserHandlers(self.registration),
             f"{_PACKAGE}.NamespaceService": NamespaceHandlers(self.database, system, self.deletions, keys.page_token),
             f"{_PACKAGE}.AccessService": AccessHandlers(self.database),
-            log_service.NAME: log_service.LogHandlers(self.database, SystemSnapshots(self.database)),
+            log_service.NAME: log_service.LogHandlers(
+                self.database, SystemSnapshots(self.database), log_service.Uncut()
+            ),
         }
         self.server = Server(settings)
         for name, service_handlers in handlers.items():

@@ -30,7 +30,7 @@ from services.runtime.bus import Bus
 from services.runtime.call import Call, Namespace
 from services.runtime.committer import Committer
 from services.runtime.database import Database, Statement
-from services.runtime.log_service import NAME, LogHandlers
+from services.runtime.log_service import NAME, LogHandlers, Uncut
 from services.runtime.rpc import Method, generic_handler
 from services.runtime.upstream import MESSAGE_OPTIONS
 
@@ -112,7 +112,7 @@ class Owner:
     async def start(self) -> None:
         """Serve the log."""
         self._server = grpc.aio.server(options=MESSAGE_OPTIONS)
-        logs = LogHandlers(self.database, SnapshotReader(self.database))
+        logs = LogHandlers(self.database, SnapshotReader(self.database), Uncut())
         self._server.add_generic_rpc_handlers((generic_handler(NAME, logs, self._admit),))
         truth = generic_handler("strandline.user.v1.AccessService", Truth(self.database), self._admit)
         self._server.add_generic_rpc_handlers((truth,))

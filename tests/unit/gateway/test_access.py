@@ -14,6 +14,8 @@ BETWEEN_SERVICES = {
     "LogService.ReadUnits": {"entity", "stream"},
     "LogService.FindRevision": {"stream"},
     "LogService.ReadSnapshot": {"stream"},
+    "LogService.PutConsumerLease": {"stream"},
+    "LogService.DeleteConsumerLease": {"stream"},
     "AccessService.CheckAccess": {"entity", "stream"},
     "AuthService.GetJwks": {"edge", "entity", "stream"},
 }
