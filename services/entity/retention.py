@@ -13,10 +13,9 @@ from datetime import datetime
 from services.entity import retention_store as store
 from services.entity.reads import current_head
 from services.entity.retention_store import LEASE_FACTOR, MIN_AGE, Lease, Policy
-from services.entity.versions import select_revision_at
 from services.runtime import changelog
 from services.runtime.call import MinRevision, Namespace
-from services.runtime.changelog import Head
+from services.runtime.changelog import Head, select_revision_at
 from services.runtime.database import Database, Row, Statement, pipeline
 from services.runtime.errors import Unavailable
 

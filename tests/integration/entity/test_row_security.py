@@ -12,7 +12,7 @@ from tests.integration.entity.conftest import Deployment, Shore
 # What has no tenant in it.
 SHARED = {"alembic_version"}
 # Readable without a namespace: positions of logs, and what work there is; neither holds content.
-LISTED = {"heads", "index_jobs", "operation_jobs"}
+LISTED = {"expirations", "heads", "index_jobs", "operation_jobs"}
 
 
 async def tenant_tables(deployment: Deployment) -> list[str]:
