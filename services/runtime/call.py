@@ -99,10 +99,12 @@ class Call:
     def min_revision(self, of_request: int) -> MinRevision:
         """What the caller demands of a read, from the field or the header ``Strandline-Min-Revision``."""
         header = self.metadata.get("strandline-min-revision", "")
+        if not header:
+            return MinRevision(of_request)
         epoch, dot, number = header.rpartition(".")
-        if header and not (number.isascii() and number.isdigit() and len(number) < 19 and (epoch or not dot)):
+        if not (number.isascii() and number.isdigit() and len(number) < 19 and (epoch or not dot)):
             raise invalid_field("strandline-min-revision", "must be [<epoch>.]<revision>")
-        return MinRevision(max(of_request, int(number or 0)), epoch)
+        return MinRevision(max(of_request, int(number)), epoch)
 
 
 @dataclass(frozen=True, slots=True)

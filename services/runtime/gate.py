@@ -5,16 +5,15 @@ All of it follows from the RPC's ``access`` option, so a handler contains no acc
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
-import protovalidate
 from google.protobuf.message import Message
 from strandline.rpc.v1 import access_pb2
 
 from services.runtime.call import Call, Namespace, Principal, namespace_of
-from services.runtime.errors import InvalidArgument, Unauthenticated, Violation
+from services.runtime.errors import Unauthenticated
 from services.runtime.rpc import Method
+from services.runtime.rules import check_rules
 from services.runtime.tokens import TokenVerifier
 
 VIEWER, EDITOR, OWNER = access_pb2.Access.VIEWER, access_pb2.Access.EDITOR, access_pb2.Access.OWNER
@@ -47,16 +46,15 @@ class Gate:
 
     async def admit(self, method: Method, request: Message, call: Call) -> None:
         """Fill in ``call.principal`` and ``call.namespace``, or raise."""
-        access = method.access
-        if access.identity == access_pb2.Access.TOKEN:
+        if method.needs_token:
             await self.identify(call)
-        if access.role:
+        if method.role:
             if call.principal is None:
                 raise AssertionError(f"{method.path} needs a role, so it must need a token")
-            namespace_id = namespace_of(resource_name(request, access.resource), access.resource)
+            namespace_id = namespace_of(method.resource_name(request), method.resource)
             # What changes something, or goes on for long, is not let in on an old copy of the access rules.
-            write = access.role >= EDITOR or method.descriptor.server_streaming
-            call.namespace = await self._access.authorize(call.principal, namespace_id, access.role, write=write)
+            write = method.role >= EDITOR or method.streams
+            call.namespace = await self._access.authorize(call.principal, namespace_id, method.role, write=write)
         check_rules(request)
 
     async def identify(self, call: Call) -> Principal:
@@ -66,40 +64,6 @@ class Gate:
             raise Unauthenticated("TOKEN_MISSING", "an access token is needed: Authorization: Bearer <token>")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("TOKEN_INVALID", "the access token is not valid")
-        call.principal = await self._verifier.verify(token)
+        call.principal = self._verifier.recall(token) or await self._verifier.verify(token)
         await self._access.check_session(call.principal)
         return call.principal
-
-
-def resource_name(request: Message, path: str) -> str:
-    """The value of the (possibly nested) string field *path*."""
-    value: Any = request
-    for part in path.split("."):
-        value = getattr(value, part)
-    return str(value)
-
-
-@cache
-def _validator() -> protovalidate.Validator:
-    return protovalidate.Validator()
-
-
-def check_rules(request: Message) -> None:
-    """Refuse a request that breaks the rules written in its proto, naming each field."""
-    violations = _validator().collect_violations(request)
-    if violations:
-        listed = [
-            Violation(_field_path(violation.proto.field), _in_our_words(violation.proto.message))
-            for violation in violations[:100]
-        ]
-        raise InvalidArgument("INVALID_FIELD", f"{listed[0].field}: {listed[0].message}", violations=listed)
-
-
-def _in_our_words(message: str) -> str:
-    return message.replace("does not match regex pattern", "must match") or "is not valid"
-
-
-def _field_path(path: Any) -> str:
-    return ".".join(
-        element.field_name + (f"[{element.subscript.value}]" if element.subscript else "") for element in path.elements
-    )

@@ -12,6 +12,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from operator import attrgetter
 from typing import Any, NoReturn, cast
 
 import grpc
@@ -54,9 +55,16 @@ class Method:
         self.descriptor = descriptor
         self.name = descriptor.name
         self.path = f"/{descriptor.containing_service.full_name}/{descriptor.name}"
-        self.access = descriptor.GetOptions().Extensions[access_pb2.access]
-        if not self.access.callers or not self.access.identity:
+        access = descriptor.GetOptions().Extensions[access_pb2.access]
+        if not access.callers or not access.identity:
             raise RuntimeError(f"{descriptor.full_name} does not declare who may call it")
+        self.needs_token = access.identity == access_pb2.Access.TOKEN
+        self.role: int = access.role
+        """That the caller must have in the namespace of ``resource``; 0: none."""
+        self.resource = access.resource
+        """Path of the field that names what is called on."""
+        self.resource_name: Callable[[Message], str] = attrgetter(access.resource) if access.resource else _no_resource
+        self.streams = descriptor.server_streaming
         self.request_class = message_factory.GetMessageClass(descriptor.input_type)
         self.handler_name = re.sub(r"(?<!^)(?=[A-Z])", "_", descriptor.name).lower()
 
@@ -70,6 +78,10 @@ class Method:
             ) from None
 
 
+def _no_resource(request: Message) -> str:
+    raise AssertionError(f"an RPC that declares a role must say on what, and that of {type(request).__name__} does not")
+
+
 def generic_handler(service: str, handlers: object, admit: Admission) -> grpc.GenericRpcHandler:
     """Bind the methods of *handlers* to the RPCs of *service* (its full proto name), each behind *admit*."""
     descriptor = descriptor_pool.Default().FindServiceByName(service)
@@ -77,9 +89,8 @@ def generic_handler(service: str, handlers: object, admit: Admission) -> grpc.Ge
     for method_descriptor in descriptor.methods:
         method = Method(method_descriptor)
         handler = getattr(handlers, method.handler_name)
-        streaming = method_descriptor.server_streaming
-        make = grpc.unary_stream_rpc_method_handler if streaming else grpc.unary_unary_rpc_method_handler
-        adapt = adapt_stream if streaming else adapt_unary
+        make = grpc.unary_stream_rpc_method_handler if method.streams else grpc.unary_unary_rpc_method_handler
+        adapt = adapt_stream if method.streams else adapt_unary
         # Requests come as bytes: what grpcio says of one that it cannot parse shows the inside of this process.
         table[method.name] = make(adapt(method, handler, admit), None, serialize)
     return grpc.method_handlers_generic_handler(service, table)

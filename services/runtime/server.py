@@ -32,7 +32,6 @@ class Server:
         self._settings = settings
         self._server = grpc.aio.server(options=(*MESSAGE_OPTIONS, ("grpc.so_reuseport", 0)))
         self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._drain_hooks: list[Hook] = []
         self._stopping = asyncio.Event()
 
@@ -54,6 +53,8 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         remove_stale_socket(self._settings.listen)
+        # Services are asked in order whether a call is theirs: health last, the busiest was added first.
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._server.add_insecure_port(self._settings.listen)
         await self._server.start()
         metrics = await serve_metrics(self._settings.metrics_listen) if self._settings.metrics_listen else None

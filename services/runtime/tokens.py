@@ -63,21 +63,30 @@ class TokenVerifier:
         self._keys = keys
         self._known: OrderedDict[str, Principal] = OrderedDict()
 
+    def recall(self, token: str) -> Principal | None:
+        """Who *token* speaks for, if it was verified before.
+
+        Raises:
+            Unauthenticated: TOKEN_INVALID, it has expired.
+        """
+        principal = self._known.get(token)
+        if principal is not None and principal.expires_at + LEEWAY < time.time():
+            del self._known[token]
+            raise _invalid()
+        return principal
+
     async def verify(self, token: str) -> Principal:
         """Who *token* speaks for.
 
         Raises:
             Unauthenticated: TOKEN_INVALID.
         """
-        principal = self._known.get(token)
-        if principal is None:
-            principal = await self._verify(token)
-            self._known[token] = principal
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-        if principal.expires_at + LEEWAY < time.time():
-            self._known.pop(token, None)
-            raise _invalid()
+        if (known := self.recall(token)) is not None:
+            return known
+        principal = await self._verify(token)
+        self._known[token] = principal
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
         return principal
 
     async def _verify(self, token: str) -> Principal:
