@@ -10,17 +10,18 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
-from services.entity.compatibility import Comparison, Difference, Mode, NotASchema, as_type
+from services.entity.compatibility import Comparison, Difference, Mode, NotASchema, absent_fields, as_type
+from services.entity.model import EntityType
+from services.entity.retention_store import Lease
 from services.runtime.errors import Aborted, FailedPrecondition, Violation, invalid_field
 from services.runtime.filters.ast import Path
-from services.runtime.filters.paths import render_path
+from services.runtime.filters.paths import parse_path, render_path
 from services.runtime.wire import JsonObject
 
 T = TypeVar("T")
 FIELD: Final = "type.schema"
-MAX_FIELD_STEPS: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,31 @@ class FieldUse(NamedTuple):
     rule: str
     user: str
     paths: tuple[Path, ...]
+
+
+def index_uses(type_: EntityType) -> list[FieldUse]:
+    """The fields that the indexes of *type_* name."""
+    return [
+        FieldUse(
+            "FIELD_INDEXED",
+            f"the index ({', '.join(index.fields)}); remove it in the same update",
+            tuple(part.path for part in index.spec.fields),
+        )
+        for index in type_.indexes
+    ]
+
+
+def lease_uses(type_id: str, leases: Iterable[Lease]) -> list[FieldUse]:
+    """The fields that filters of consumers of the type name."""
+    return [
+        FieldUse(
+            "FIELD_CONSUMED",
+            f"the filter of the consumer {lease.name}",
+            tuple(parse_path(text, field="fields") for text in lease.fields),
+        )
+        for lease in leases
+        if not lease.types or type_id in lease.types
+    ]
 
 
 class Comparer:
@@ -92,23 +118,14 @@ def judge(
         refusal=_incompatible(mode, differences, comparison.allowed_by()) if differences else None,
         keeps_old=not comparison.differences(Mode.BACKWARD),
         asked=asked,
-        removed=frozenset(path for path in asked if has_field(versions[-1], path) and not has_field(schema, path)),
+        removed=removed_fields(versions[-1], schema, asked),
     )
 
 
-def has_field(schema: JsonObject, path: Path) -> bool:
-    """Whether data that is valid by *schema* may have something at *path*, also inside arrays."""
-    return bool(Comparison([as_type(schema)], _lacking(path), MAX_FIELD_STEPS).differences(Mode.BACKWARD))
-
-
-def _lacking(path: Path) -> JsonObject:
-    """The schema of data that has nothing at *path*."""
-    definitions: dict[str, Any] = {str(len(path)): True}
-    for place, key in enumerate(path):
-        below = {"$ref": f"#/$defs/{place + 1}"}
-        here = {"type": "object", "required": [key], "properties": {key: below}}
-        definitions[str(place)] = {"anyOf": [here, {"type": "array", "contains": here}]} if place else here
-    return {"not": {"$ref": "#/$defs/0"}, "$defs": definitions}
+def removed_fields(old: JsonObject, new: JsonObject, paths: Iterable[Path]) -> frozenset[Path]:
+    """Those of *paths* at which data of a type may have something by *old*, and nothing by *new*."""
+    absent = absent_fields(as_type(new), paths)
+    return frozenset(absent - absent_fields(as_type(old), absent))
 
 
 def check_fields(removed: Collection[Path], uses: Iterable[FieldUse]) -> None:

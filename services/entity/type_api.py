@@ -10,12 +10,12 @@ import orjson
 from strandline.entity.v1 import entity_pb2
 from strandline.entity.v1 import type_service_pb2 as pb
 
-from services.entity import schemas, type_store
+from services.entity import retention_store, schemas, type_store
 from services.entity.calls import answer_with, namespace_of_call, writing
 from services.entity.catalog import missing_type
 from services.entity.compatibility import Mode
 from services.entity.content import canonical
-from services.entity.evolution import Comparer, StaleJudgement, judge
+from services.entity.evolution import Comparer, StaleJudgement, index_uses, judge, lease_uses
 from services.entity.index_builds import IndexBuilder
 from services.entity.index_keys import parse_index, parse_index_field
 from services.entity.ledger import EntityUnit
@@ -23,6 +23,7 @@ from services.entity.long_running import OperationRunner
 from services.entity.model import MAX_ANSWER_BYTES, OnDelete, encode_type, parse_namespace, parse_type_name, type_name
 from services.entity.operation_store import OperationKey
 from services.entity.reads import current_head
+from services.entity.retention_store import Lease
 from services.entity.type_changes import DeclaredIndex, DeclaredReference, TypeChange, TypeOperation
 from services.entity.writes import MAX_ATTEMPTS, Writing
 from services.runtime import wire
@@ -170,15 +171,17 @@ class TypeHandlers:
 
     async def _judge(self, change: TypeChange, namespace: Namespace) -> None:
         """Find out about the schema of *change* as the successor of what is stored."""
-        types, rows = await self._database.read(
+        types, rows, leases = await self._database.read(
             namespace.id,
             type_store.select_types(namespace.id, {change.type_id: 0}),
             type_store.select_schemas(namespace.id, [change.type_id]),
+            retention_store.select_leases(namespace.id),
         )
         type_ = type_store.type_of(types[0]) if types else None
         if type_ is None or change.schema is None:
             return  # it is refused under the lock, or was answered already
-        fields = [part.path for index in type_.indexes for part in index.spec.fields]
+        uses = [*index_uses(type_), *lease_uses(type_.id, (Lease(*row) for row in leases))]
+        fields = [path for use in uses for path in use.paths]
         for declared in change.indexes or ():
             fields += [parse_index_field(text).path for text in declared.fields]
         versions = [orjson.loads(text) for _, text in rows]

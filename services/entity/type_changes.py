@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
-from services.entity import operation_store, type_store
+from services.entity import operation_store, retention_store, type_store
 from services.entity.catalog import missing_type
 from services.entity.compatibility import Mode
 from services.entity.content import canonical
-from services.entity.evolution import FieldUse, Judgement, StaleJudgement, check_fields
+from services.entity.evolution import Judgement, StaleJudgement, check_fields, index_uses, lease_uses
 from services.entity.index_keys import parse_index, parse_index_field
 from services.entity.model import EntityType, Index, IndexState, OnDelete, Reference, encode_type, type_name
 from services.entity.operation_store import OperationKey
+from services.entity.retention_store import Lease
 from services.entity.schemas import field_types
 from services.runtime.changelog import SCHEMA_CHANGED, Change
 from services.runtime.committer import Decision, Stamp, Unit
@@ -80,11 +81,12 @@ class TypeRound:
     _statements: dict[int, list[Statement]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        type_rows, populated = self.rows
+        type_rows, populated, leases = self.rows
         stored = (type_store.type_of(row) for row in type_rows)
         self._types = {type_.id: type_ for type_ in stored if type_ is not None}
         self._populated = {type_id for type_id, any_, _ in populated if any_}
         self._live = {type_id for type_id, _, live in populated if live}
+        self._leases = [Lease(*row) for row in leases]
 
     @staticmethod
     def reads(namespace: str, changes: Sequence[TypeChange]) -> list[Statement]:
@@ -94,6 +96,7 @@ class TypeRound:
         return [
             type_store.select_types(namespace, dict.fromkeys((*type_ids, *targets), 0)),
             type_store.select_populated(namespace, type_ids),
+            retention_store.select_leases(namespace),
         ]
 
     def decide(self, change: TypeChange, stamp: Stamp) -> Decision:
@@ -163,7 +166,7 @@ class TypeRound:
         if type_ == stored:
             return Decision((), encode_type(self.namespace, stored))
         if judgement is not None:
-            _check_indexes(judgement, type_)
+            _check_uses(judgement, type_, self._leases)
         decision = self._store(change, replace(type_, revision=stamp.revision, update_time=stamp.commit_time), stored)
         key = change.validation
         if judgement is None or judgement.keeps_old or stored.id not in self._live or key is None:
@@ -272,16 +275,9 @@ def _judgement(change: TypeChange, stored: EntityType, compatibility: int) -> Ju
     return found
 
 
-def _check_indexes(judgement: Judgement, type_: EntityType) -> None:
-    """No index of the changed *type_* names a field that the change removes."""
-    uses = [
-        FieldUse(
-            "FIELD_INDEXED",
-            f"the index ({', '.join(index.fields)}); remove it in the same update",
-            tuple(part.path for part in index.spec.fields),
-        )
-        for index in type_.indexes
-    ]
+def _check_uses(judgement: Judgement, type_: EntityType, leases: Sequence[Lease]) -> None:
+    """Nobody who reads the changed *type_* names a field that the change removes."""
+    uses = [*index_uses(type_), *lease_uses(type_.id, leases)]
     if not judgement.asked.issuperset(path for use in uses for path in use.paths):
         raise StaleJudgement
     check_fields(judgement.removed, uses)

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 from services.entity.compatibility.differences import RULES, Difference, narrowed
 from services.entity.compatibility.emptiness import Budget
+from services.entity.compatibility.fields import absent_fields
 from services.entity.compatibility.nodes import Document, Interner, NotASchema, is_legacy
 
-__all__ = ["RULES", "Comparison", "Difference", "Mode", "NotASchema", "as_type", "is_legacy"]
+__all__ = ["RULES", "Comparison", "Difference", "Mode", "NotASchema", "absent_fields", "as_type", "is_legacy"]
 
 MAX_STEPS: Final = 1_000_000
 """For one comparison with all versions: about two seconds."""

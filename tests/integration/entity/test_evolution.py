@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -11,6 +12,7 @@ import pytest
 from google.protobuf import json_format
 from strandline.entity.v1 import entity_pb2, operation_service_pb2, schema_service_pb2, type_service_pb2
 from strandline.rpc.v1 import access_pb2
+from strandline.stream.v1 import log_service_pb2
 
 from services.entity import operation_store, type_store
 from services.entity.long_running import OperationRunner
@@ -259,6 +261,29 @@ async def test_a_field_that_an_index_names_goes_only_together_with_the_index(sho
     assert "data.country, data.depth desc" in (failure.details() or "")
     answer = await update(shore, SHORT, indexes=[{"fields": ["data.country"]}])
     assert (answer.type.schema_version, len(answer.type.indexes)) == (2, 1)
+
+
+async def lease(shore: Shore, name: str, types: list[str], fields: list[str], seconds: float = 60) -> None:
+    request = log_service_pb2.PutConsumerLeaseRequest(
+        namespace_id=shore.namespace.id, epoch=shore.namespace.epoch, name=name, types=types, fields=fields
+    )
+    request.ttl.FromTimedelta(timedelta(seconds=seconds))
+    await shore.replica.log.PutConsumerLease(request)
+
+
+async def test_a_field_that_the_filter_of_a_consumer_names_cannot_go_while_its_lease_lives(shore: Shore) -> None:
+    await shore.declare(schema=BUOY, compatibility="NONE")
+    await lease(shore, "pier", ["ship"], ["data.depth"])
+    await lease(shore, "harbour", ["buoy"], ["data.country"])
+    await lease(shore, "mooring", [], ["data.other.depth", "data.depth"])
+    failure = await refusal(update(shore, SHORT))
+    assert (error_info(failure).reason, pointers(failure)) == ("INCOMPATIBLE_SCHEMA", ["/properties/depth"])
+    assert error_info(failure).metadata["rule"] == "FIELD_CONSUMED"
+    assert "mooring" in (failure.details() or "")
+    await shore.replica.deployment.rows(
+        "UPDATE consumer_leases SET expire_time = now() WHERE namespace = %s RETURNING 1", shore.namespace.id
+    )
+    assert (await update(shore, SHORT)).type.schema_version == 2
 
 
 async def test_a_field_that_may_still_be_there_is_not_removed(shore: Shore) -> None:
