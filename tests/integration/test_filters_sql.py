@@ -11,10 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.entity.schemas import field_types
 from services.runtime.filters import compile_predicate, compile_sql, parse_filter
 from services.runtime.filters.ast import Node
 from tests.postgres import postgres
 from tests.unit.filters.strategies import documents, filters
+from tests.unit.filters.test_examples import EXAMPLES, SCHEMA
 
 __all__ = ["postgres"]
 
@@ -25,7 +27,7 @@ def connection(postgres: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(node=filters, rows=st.lists(documents, min_size=1, max_size=12))
 def test_sql_and_python_select_the_same_rows(
     connection: psycopg.Connection, node: Node, rows: list[dict[str, Any]]
@@ -54,6 +56,15 @@ def test_awkward_values_are_compared_and_never_fail(
     node = parse_filter(text)
     assert node is not None
     assert selected(connection, node, [stored]) == [expected]
+
+
+@pytest.mark.parametrize(("text", "document", "found"), EXAMPLES)
+def test_an_example_of_the_page_on_filters_holds(
+    connection: psycopg.Connection, text: str, document: dict[str, Any], found: bool
+) -> None:
+    node = parse_filter(text, field_types(SCHEMA))
+    assert node is not None
+    assert selected(connection, node, [json.dumps(document)]) == [found]
 
 
 def test_a_row_without_data_gives_a_truth_value(connection: psycopg.Connection) -> None:
