@@ -73,7 +73,9 @@ class _Looks:
             raise invalid_field(self._field, "$dynamicRef and inner $id are not supported")
         parts = [part for name in _SAME_VALUE_LISTS for part in schema.get(name, ())]
         parts += [schema[name] for name in _SAME_VALUE if name in schema]
-        parts += schema.get("dependentSchemas", {}).values()
+        # The library still applies "dependencies", which 2020-12 has split in two.
+        for keyword in ("dependentSchemas", "dependencies"):
+            parts += [part for part in schema.get(keyword, {}).values() if not isinstance(part, list)]
         if "$ref" in schema:
             parts.append(self._target(schema["$ref"]))
         below = self._below(schema, depth - 1) if depth else 0

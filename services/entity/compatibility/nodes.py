@@ -270,9 +270,8 @@ class _Reader:
             self._node.keywords["$ref"] = raw["$ref"]
             if self._legacy:
                 return
-        for forbidden in ("$dynamicRef", "$recursiveRef"):
-            if forbidden in raw:
-                raise self._wrong(forbidden, "is not supported")
+        if "$dynamicRef" in raw:
+            raise self._wrong("$dynamicRef", "is not supported")
         for keyword in raw:
             self._keyword(raw, keyword)
         self._tidy(raw)

@@ -10,6 +10,7 @@ import pytest
 
 from services.entity.compatibility import RULES, Comparison, Mode, NotASchema, absent_fields, as_type
 from services.entity.evolution import judge
+from services.entity.schemas import check_schema
 from services.runtime.errors import FailedPrecondition
 
 TEXT = {"type": "string"}
@@ -259,6 +260,23 @@ def test_what_is_no_schema_is_refused_with_its_place(schema: Any, pointer: str) 
     with pytest.raises(NotASchema) as raised:
         Comparison([], schema)
     assert raised.value.pointer == pointer
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "dependencies": {"a": ["b"], "b": {"required": ["c"]}, "c": True}},
+        {"type": "object", "properties": {"a": {"$recursiveRef": "#"}, "b": {"$anchor": "b"}}},
+        {"$id": "https://example.com/a", "type": "object", "properties": {"a": {"$ref": "#/$defs/a~1b%25"}},
+         "$defs": {"a/b%": {"type": ["integer", "number"], "enum": [], "minimum": -1e300, "maxLength": 1e300}}},
+        {"type": "object", "properties": {"a": {"$ref": "#/allOf/0"}}, "allOf": [{"minProperties": 0.0}],
+         "unknown": {"type": "nothing"}, "examples": [{"$ref": 5}], "default": {"type": 1}},
+        {"type": "object", "if": True, "then": {}, "else": False, "minContains": 3, "additionalItems": 5},
+    ],
+)  # fmt: skip
+def test_whatever_a_type_may_be_declared_with_can_be_compared(schema: dict[str, Any]) -> None:
+    check_schema(schema, "type.schema")
+    assert Comparison([as_type(schema)], as_type(schema)).differences(Mode.FULL) == []
 
 
 def test_every_rule_is_documented() -> None:

@@ -46,6 +46,19 @@ def test_a_union_of_twenty_kinds_is_accepted() -> None:
             **closed(a={"$ref": "#/$defs/n"}),
             "$defs": {"n": {"properties": {"a": {"anyOf": [{"$ref": "#/$defs/n"}, {"$ref": "#/$defs/n"}]}}}},
         },
+        # The same through a keyword of older drafts, which the validator still applies.
+        {
+            "type": "object",
+            "dependencies": {"a": {"anyOf": [{"$ref": "#/$defs/d1"}] * 2}},
+            "$defs": {
+                **{
+                    f"d{n}": {"dependencies": {"a": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2}}}
+                    for n in range(1, 22)
+                },
+                "d22": False,
+            },
+        },
+        {"type": "object", "dependencies": {"a": {"$ref": "#"}}},
         {**closed(), "$ref": "#"},
         {
             **closed(),
