@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_STRANDLINE = str(Path(sysconfig.get_path("scripts"), "strandline"))
+STRANDLINE = str(Path(sysconfig.get_path("scripts"), "strandline"))
 _READY_SECONDS = 60.0
 _RECOVERY_SECONDS = 30.0
 # The last line of a start that went well.
@@ -48,7 +48,7 @@ class Platform:
 
     def begin(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `strandline` with this home; does not wait."""
-        return subprocess.Popen([_STRANDLINE, *arguments], env=self.environment, stdout=subprocess.DEVNULL)
+        return subprocess.Popen([STRANDLINE, *arguments], env=self.environment, stdout=subprocess.DEVNULL)
 
     def status(self) -> dict[str, Any]:
         """The answer of `strandline status --json`."""
@@ -115,7 +115,7 @@ def start(home: Path, *options: str) -> Platform:
     """`strandline up` in *home*, on any free port unless *options* say otherwise; does not wait."""
     with _output_file(home).open("wb") as output:
         process = subprocess.Popen(
-            [_STRANDLINE, "up", *(options or ("--port", "0"))],
+            [STRANDLINE, "up", *(options or ("--port", "0"))],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -128,7 +128,7 @@ def start(home: Path, *options: str) -> Platform:
 def run_strandline(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """One `strandline` command on *home*."""
     return subprocess.run(
-        [_STRANDLINE, *arguments], env=_environment(home), capture_output=True, text=True, timeout=_READY_SECONDS
+        [STRANDLINE, *arguments], env=_environment(home), capture_output=True, text=True, timeout=_READY_SECONDS
     )
 
 
