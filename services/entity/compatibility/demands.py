@@ -80,12 +80,22 @@ def bound_object(facts: ObjectFacts, node: Node) -> None:
     if names or patterns or rest is not None:
         facts.add_group(PropertyGroup(names, patterns, rest))
     if "unevaluatedProperties" in keywords:
-        possible = evaluated_properties(node, sure=False)
-        if not possible.everything:
-            passed = dict.fromkeys(possible.names), dict.fromkeys(possible.patterns)
-            facts.add_group(PropertyGroup(*passed, keywords["unevaluatedProperties"]))
+        group = _unevaluated(node)
+        if group is not None:
+            facts.add_group(group)
     if "propertyNames" in keywords:
         facts.add_names(Literal(keywords["propertyNames"], True))
+
+
+def _unevaluated(node: Node) -> PropertyGroup | None:
+    """What ``unevaluatedProperties`` says of properties that nothing else can be about; kept with the node."""
+    if "group" not in node.evaluated:
+        possible = evaluated_properties(node, sure=False)
+        passed = dict.fromkeys(possible.names), dict.fromkeys(possible.patterns)
+        rest = node.keywords["unevaluatedProperties"]
+        node.evaluated["group"] = None if possible.everything else PropertyGroup(*passed, rest)
+    group: PropertyGroup | None = node.evaluated["group"]
+    return group
 
 
 def violate_type(case: Case, types: frozenset[str]) -> list[Literal] | None:

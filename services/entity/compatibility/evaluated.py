@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from services.entity.compatibility.nodes import Node
+
+# Of one document: as long as it is compared. Beyond, less is known of it, which can only make less compatible.
+MAX_VISITS: Final = 200_000
 
 
 class EvaluatedProperties(NamedTuple):
@@ -26,6 +29,23 @@ class EvaluatedItems(NamedTuple):
 
 def evaluated_properties(node: Node, *, sure: bool) -> EvaluatedProperties:
     """At least these are evaluated in any valid object (*sure*), or at most these in some."""
+    found: EvaluatedProperties | None = node.evaluated.get(("properties", sure))
+    if found is None:
+        found = node.evaluated[("properties", sure)] = _find_properties(node, sure)
+    return found
+
+
+def evaluated_items(node: Node, *, sure: bool) -> EvaluatedItems:
+    """At least these are evaluated in any valid array (*sure*), or at most these in some."""
+    found: EvaluatedItems | None = node.evaluated.get(("items", sure))
+    if found is None:
+        found = node.evaluated[("items", sure)] = _find_items(node, sure)
+    return found
+
+
+def _find_properties(node: Node, sure: bool) -> EvaluatedProperties:
+    if node.document.visits > MAX_VISITS:
+        return EvaluatedProperties(frozenset(), frozenset(), not sure)
     names: set[str] = set()
     patterns: set[str] = set()
     everything = False
@@ -37,8 +57,9 @@ def evaluated_properties(node: Node, *, sure: bool) -> EvaluatedProperties:
     return EvaluatedProperties(frozenset(names), frozenset(patterns), everything)
 
 
-def evaluated_items(node: Node, *, sure: bool) -> EvaluatedItems:
-    """At least these are evaluated in any valid array (*sure*), or at most these in some."""
+def _find_items(node: Node, sure: bool) -> EvaluatedItems:
+    if node.document.visits > MAX_VISITS:
+        return EvaluatedItems(0, not sure, True)
     prefix, everything, contains = 0, False, False
     for part in _in_place(node, sure):
         prefix = max(prefix, len(part.keywords.get("prefixItems", ())))
@@ -57,6 +78,7 @@ def _in_place(node: Node, sure: bool) -> Iterator[Node]:
         if part in seen:
             continue
         seen.add(part)
+        node.document.visits += 1
         yield part
         waiting += part.keywords.get("allOf", ())
         if "$ref" in part.keywords:

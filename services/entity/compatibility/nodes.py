@@ -76,7 +76,10 @@ class Node:
     mean the same wherever they stand. ``spelling`` says how the document writes a keyword, where that is another way.
     """
 
-    __slots__ = ("_listed", "_parts", "document", "keywords", "pointer", "same", "same_keyword", "spelling", "value")
+    __slots__ = (
+        *("_listed", "_parts", "document", "evaluated", "keywords", "pointer", "same", "same_keyword"),
+        *("spelling", "value"),
+    )
 
     def __init__(self, document: Document, pointer: Pointer) -> None:
         self.document = document
@@ -86,6 +89,8 @@ class Node:
         self.spelling: dict[str, str] = {}
         self.same = -1
         self.same_keyword: dict[Part, int] = {}
+        self.evaluated: dict[Any, Any] = {}
+        """What ``evaluated`` has found out about the node: it looks at all that is applied in place."""
         self._listed: dict[str, dict[Any, Any]] = {}
         self._parts: dict[str, tuple[Part, ...]] = {}
 
@@ -148,6 +153,7 @@ class Document:
 
     def __init__(self, schema: object, interner: Interner) -> None:
         self._root_value = schema
+        self.visits = 0
         dialect = schema.get("$schema", "") if isinstance(schema, dict) else ""
         self._legacy = is_legacy(schema)
         if dialect and not self._legacy and (not isinstance(dialect, str) or _MODERN not in dialect):

@@ -14,6 +14,7 @@ from services.entity.compatibility import MAX_STEPS, Comparison, Mode, NotASchem
 from services.entity.schemas import compile_schema
 from tests.unit.entity.random_schemas import Documents, Schemas
 
+TEXT = {"type": "string"}
 RANDOM = st.randoms(use_true_random=False)
 BOUNDED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -80,9 +81,19 @@ def maze(size: int, ends: list[str]) -> dict[str, Any]:
     return {"$ref": "#/$defs/d1", "$defs": defs}
 
 
+def chain(length: int, end: dict[str, Any]) -> dict[str, Any]:
+    """Each definition has to know what the ones behind it evaluate."""
+    defs: dict[str, Any] = {f"d{length}": end}
+    for place in range(length):
+        following = {"$ref": f"#/$defs/d{place + 1}", "properties": {f"p{place}": {}}}
+        defs[f"d{place}"] = {**following, "unevaluatedProperties": TEXT}
+    return {"$ref": "#/$defs/d0", "$defs": defs}
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
+        (chain(600, {}), chain(600, {"properties": {"z": TEXT}})),
         (product(12, 4, 0), product(12, 4, 1)),
         ({"not": product(8, 6, 0)}, {"not": product(8, 6, 1)}),
         (maze(60, ["null"]), maze(60, ["null", "string"])),
@@ -94,7 +105,7 @@ def maze(size: int, ends: list[str]) -> dict[str, Any]:
         ({"oneOf": [{"maxLength": n} for n in range(300)]}, {"oneOf": [{"minLength": n} for n in range(300)]}),
         ({"enum": [f"v{n}" for n in range(5000)]}, {"enum": [f"v{n}" for n in range(1, 5000)]}),
     ],
-    ids=["product", "negated product", "maze", "maze back", "patterns", "oneOf", "enum"],
+    ids=["chain", "product", "negated product", "maze", "maze back", "patterns", "oneOf", "enum"],
 )
 def test_hostile_schemas_are_answered_within_the_bound_of_steps(old: Any, new: Any) -> None:
     comparison = Comparison([old], new)
