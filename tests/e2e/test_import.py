@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -190,3 +191,128 @@ async def test_an_import_into_a_namespace_that_is_not_there_says_so(platform: Pl
     assert done.returncode == 1
     assert "NOT_FOUND" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def rows_file(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def country(identifier: int, **data: Any) -> dict[str, Any]:
+    return {"type": "country", "id": str(identifier), "data": data}
+
+
+async def test_a_dry_run_tells_the_changes_and_makes_none(platform: Platform, rest: Rest, tmp_path: Path) -> None:
+    namespace = await new_namespace(rest, ["country"])
+    file = rows_file(tmp_path / "rows.jsonl", [country(1, name="A"), country(2, name="B")])
+    assert platform.run("import", namespace, str(file), "--mode", "insert").returncode == 0
+    rows_file(file, [country(1, name="A"), country(2, name="C", code="CC"), country(3)])
+    changes = tmp_path / "changes.jsonl"
+    done = platform.run("import", namespace, str(file), "--dry-run", "--changes", str(changes))
+    assert "3 rows read = 1 inserted + 1 updated + 1 unchanged + 0 rejected (dry run" in done.stdout
+    assert [json.loads(line) for line in changes.read_text().splitlines()] == [
+        {
+            "line": 2,
+            "type": "country",
+            "id": "2",
+            "outcome": "UPDATED",
+            "changes": [{"pointer": "/code", "after": "CC"}, {"pointer": "/name", "before": "B", "after": "C"}],
+        },
+        {"line": 3, "type": "country", "id": "3", "outcome": "CREATED", "changes": []},
+    ]
+    assert dict(await listed(rest, namespace, "country")) == {"1": {"name": "A"}, "2": {"name": "B"}}
+
+
+async def test_replacing_a_set_deletes_what_the_file_lacks_but_most_of_it_only_when_confirmed(
+    platform: Platform, rest: Rest, tmp_path: Path
+) -> None:
+    namespace = await new_namespace(rest, ["country"])
+    await rest.ok("PATCH", f"/v1/namespaces/{namespace}", {"massChangeGuard": "ON"})
+    file = rows_file(tmp_path / "rows.jsonl", (country(n) for n in range(2500)))
+    assert platform.run("import", namespace, str(file)).returncode == 0
+    rows_file(file, (country(n) for n in range(2400)))
+    done = platform.run("import", namespace, str(file), "--mode", "replace-set", "--replace", "country")
+    assert "100 of 2,500 entities were missing, 100 deleted" in done.stdout, done.stdout + done.stderr
+    rows_file(file, (country(n) for n in range(100)))
+    refused = platform.run("import", namespace, str(file), "--mode", "replace-set", "--import-id", "most")
+    assert refused.returncode == 1
+    assert "would delete 2300 of 2400 entities" in refused.stderr
+    assert len(await listed(rest, namespace, "country")) == 2400
+    operation = refused.stderr.split("--confirm ")[1].strip()
+    arguments = ("--mode", "replace-set", "--import-id", "most", "--resume", "--confirm", operation)
+    done = platform.run("import", namespace, str(file), *arguments)
+    assert "2,300 of 2,400 entities were missing, 2,300 deleted" in done.stdout, done.stdout + done.stderr
+    assert len(await listed(rest, namespace, "country")) == 100
+
+
+async def test_a_file_that_is_not_the_one_that_was_begun_is_not_resumed(
+    platform: Platform, rest: Rest, tmp_path: Path
+) -> None:
+    namespace = await new_namespace(rest, ["country"])
+    file = rows_file(tmp_path / "rows.jsonl", [country(1), country(2)])
+    assert platform.run("import", namespace, str(file), "--import-id", "one").returncode == 0
+    rows_file(file, [country(1)])
+    other = platform.run("import", namespace, str(file), "--import-id", "one", "--resume")
+    assert (other.returncode, "the file has fewer" in other.stderr) == (1, True), other.stderr
+    missing = platform.run("import", namespace, str(file), "--import-id", "none", "--resume")
+    assert (missing.returncode, "NOT_FOUND" in missing.stderr) == (1, True), missing.stderr
+    unnamed = platform.run("import", namespace, str(file), "--resume")
+    assert (unnamed.returncode, "--import-id" in unnamed.stderr) == (1, True), unnamed.stderr
+
+
+async def test_an_import_through_rest(rest: Rest) -> None:
+    namespace = await new_namespace(rest, ["country"])
+    rows = b'{"type": "country", "id": "1", "data": {"name": "A"}}\n\n{"type": "country"}\n'
+    body = {"importId": "web", "rows": base64.b64encode(rows).decode(), "finish": True}
+    answer = await rest("POST", f"/v1/namespaces/{namespace}:import", body)
+    assert answer.status == 200, answer
+    account = {"read": "2", "inserted": "1", "updated": "0", "unchanged": "0", "rejected": "1", "deleted": "0"}
+    assert answer.json["chunk"] == account
+    assert answer.json["rows"][0]["line"] == "3"
+    state = await rest.ok("GET", f"/v1/namespaces/{namespace}/imports/web")
+    assert (state["state"], state["mode"], state["nextOffset"], state["account"]) == (
+        "FINISHED",
+        "UPSERT",
+        "3",
+        account,
+    )
+    rejections = await rest.ok("GET", f"/v1/namespaces/{namespace}/imports/web/rejections")
+    assert [row["line"] for row in rejections["rows"]] == ["3"]
+    late = await rest("POST", f"/v1/namespaces/{namespace}:import", {"importId": "web", "offset": "3", "rows": "e30K"})
+    assert late.problem == (400, "IMPORT_FINISHED")
+
+
+async def test_a_plan_is_carried_out_and_imported(platform: Platform, rest: Rest, tmp_path: Path) -> None:
+    namespace = await new_namespace(rest, ["country"])
+    path = f"/v1/namespaces/{namespace}/types/country"
+    properties = {**ENTITY_TYPES["country"], "from": {"type": "object"}}
+    await rest.ok("PATCH", path, {"schema": {"type": "object", "properties": properties}})
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        """
+        type: country
+        mode: insert
+        sources:
+          - {name: a, key: code, sql: "SELECT * FROM (VALUES ('CH', 'Schweiz'), ('FR', NULL)) t (code, name)"}
+          - {name: b, key: code, sql: "SELECT * FROM (VALUES ('FR', 'France'), ('DE', 'Germany')) t (code, name)"}
+        match: [{exact: code}]
+        sources_field: from
+        id: ["{a.code}", "{b.code}"]
+        """
+    )
+    arguments = ("import", namespace, "--plan", str(plan), "--out", str(tmp_path / "out"))
+    done = platform.run(*arguments)
+    assert "b: 2 rows = 1 exact code + 1 new" in done.stdout, done.stdout + done.stderr
+    assert "3 rows read = 3 inserted + 0 updated + 0 unchanged + 0 rejected" in done.stdout
+    assert dict(await listed(rest, namespace, "country")) == {
+        "CH": {"code": "CH", "name": "Schweiz", "from": {"code": "a", "name": "a"}},
+        "DE": {"code": "DE", "name": "Germany", "from": {"code": "b", "name": "b"}},
+        "FR": {"code": "FR", "name": "France", "from": {"code": "a", "name": "b"}},
+    }
+    again = platform.run(*arguments, "--mode", "upsert", "--dry-run")
+    assert "3 rows read = 0 inserted + 0 updated + 3 unchanged + 0 rejected" in again.stdout, again.stderr
+    plan.write_text(plan.read_text().replace("exact: code", "exact: cod"))
+    wrong = platform.run(*arguments)
+    assert (wrong.returncode, "match[0]: the source a has no column 'cod': code, name" in wrong.stderr) == (1, True)
+    neither = platform.run("import", namespace)
+    assert (neither.returncode, "say what to import" in neither.stderr) == (1, True)
