@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import os
 
-from benchmarks import batch_writes, delivery, imports, million, point_reads, single_writes
+from benchmarks import batch_writes, delivery, imports, million, point_reads, replicas, single_writes
 from benchmarks.machine import LOAD_CORE, PINNED
 from benchmarks.stack import stack
 
@@ -19,6 +19,7 @@ _BENCHMARKS = {
     "point_reads": (point_reads.run, "entity"),
     "single_writes": (single_writes.run, "entity"),
     "batch_writes": (batch_writes.run, "entity"),
+    "replicas": (replicas.run, "entity"),
     "delivery": (delivery.run, "stream"),
 }
 

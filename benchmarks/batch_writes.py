@@ -16,7 +16,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import grpc
 from strandline.entity.v1 import entity_pb2, entity_service_pb2
@@ -46,16 +46,16 @@ async def run(stack: Stack, *, quick: bool) -> None:
     async with tenant(stack, indexed=True) as place, channel(f"unix:{stack.address('entity')}") as to:
         await copy.create()
         made = records(random.Random(3), itertools.count())
-        revision = await _revision(place)
+        revision = await newest_revision(place)
         # The first turn warms both up, says how much the others may take, and is thrown away.
         for turn in range(rounds + 1):
             calls = max(IN_FLIGHT, round(rates[0] * seconds / ROWS)) if turn else WARM_UP
-            requests = list(_requests(place, made, calls))
+            requests = list(requests_of(place, made, calls))
             with meter.running():
                 began = time.perf_counter()
-                answers = await _send(to, requests, place.metadata)
+                answers = await send(to, requests, place.metadata)
                 elapsed = time.perf_counter() - began
-            before, revision = revision, _check(answers)
+            before, revision = revision, check(answers)
             if revision - before != calls * ROWS:
                 raise RuntimeError(f"{calls * ROWS} rows made {revision - before} revisions")
             copied = await copy.seconds(place.namespace, before, revision)
@@ -73,7 +73,7 @@ async def run(stack: Stack, *, quick: bool) -> None:
     figures.emit("batch_writes", "rows/s", rates[1:], ceilings[1:], meter.cores(), context)
 
 
-async def _revision(place: Tenant) -> int:
+async def newest_revision(place: Tenant) -> int:
     """The newest revision, told by a write that is only checked."""
     create = entity_pb2.CreateMutation(
         name=f"{place.type_name}/entities/probe", data_json=b'{"name":"","country":"CH"}'
@@ -84,7 +84,8 @@ async def _revision(place: Tenant) -> int:
     return (await place.entities.Transact(probe, metadata=place.metadata)).revision
 
 
-def _requests(place: Tenant, made: Iterator[Record], count: int) -> Iterator[bytes]:
+def requests_of(place: Tenant, made: Iterator[Record], count: int) -> Iterator[bytes]:
+    """*count* calls that create ``ROWS`` of *made* each."""
     for _ in range(count):
         writes = [
             entity_pb2.Mutation(
@@ -95,7 +96,13 @@ def _requests(place: Tenant, made: Iterator[Record], count: int) -> Iterator[byt
         yield entity_service_pb2.BatchWriteRequest(parent=place.parent, writes=writes).SerializeToString()
 
 
-async def _send(to: grpc.aio.Channel, requests: Sequence[bytes], metadata: tuple[tuple[str, str], ...]) -> list[bytes]:
+async def send(
+    to: grpc.aio.Channel,
+    requests: Iterable[bytes],
+    metadata: tuple[tuple[str, str], ...],
+    in_flight: int = IN_FLIGHT,
+) -> list[bytes]:
+    """The answers to *requests*."""
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = to.unary_unary(METHOD)
     waiting = iter(requests)
     answers: list[bytes] = []
@@ -104,11 +111,11 @@ async def _send(to: grpc.aio.Channel, requests: Sequence[bytes], metadata: tuple
         for request in waiting:
             answers.append(await call(request, metadata=metadata))
 
-    await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
+    await asyncio.gather(*(worker() for _ in range(in_flight)))
     return answers
 
 
-def _check(answers: Sequence[bytes]) -> int:
+def check(answers: Sequence[bytes]) -> int:
     """The newest revision; raises unless every row of every answer is OK."""
     newest = 0
     for answer in map(entity_service_pb2.BatchWriteResponse.FromString, answers):

@@ -24,6 +24,7 @@ from strandline_cli.envoys import TRUST_DOMAIN
 from strandline_cli.home import Home, Ports
 from strandline_cli.parts import Layout, ProcessPart
 from strandline_cli.postgres import Postgres
+from strandline_cli.probes import grpc_serves
 from strandline_cli.process import last_lines, spawn
 from strandline_gateway.certificates import ensure_certificates
 
@@ -103,6 +104,31 @@ async def stack(names: Sequence[str], *, subject: str) -> AsyncIterator[Stack]:
         for part in reversed(started):
             await _end(part, running[part.name])
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def second_replica(stack: Stack) -> AsyncIterator[tuple[Process, Path]]:
+    """Another process of the entity service, on the core of the first; and its gRPC port."""
+    layout = stack.layout
+    first = next(part for part in services.parts(layout) if part.name == "entity")
+    socket = layout.run / "entity-2.sock"
+    own = {
+        "STRANDLINE_LISTEN": f"unix:{socket}",
+        "STRANDLINE_METRICS_LISTEN": f"unix:{layout.run / 'entity-2-metrics.sock'}",
+    }
+    part = replace(
+        first,
+        address=f"unix:{socket}",
+        ready=lambda: grpc_serves(socket),
+        command=(*pin(SUBJECT_CORE), *first.command),
+        environment={**first.environment, **own},
+    )
+    process = await spawn(part, layout.home.logs / "entity-2.log")
+    try:
+        await _wait_until_ready(part, process, layout)
+        yield process, socket
+    finally:
+        await _end(part, process)
 
 
 def _prepare(folder: Path) -> Layout:
