@@ -89,5 +89,9 @@ class Rest:
         assert 200 <= answer.status < 300, (method, path, answer.status, answer.text[:500])
         return answer.json
 
+    def stream(self, path: str, *, params: Any = None) -> Any:
+        """One GET whose answer is read as it comes, inside ``async with``."""
+        return self._session.get(path, params=params)
+
     async def close(self) -> None:
         await self._session.close()

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from services.entity import versions
+from services.entity import expiry, purge_changes, retention_store, versions
 from services.entity.as_of import select_state_page, select_states
 from services.entity.model import EntityKey
 from services.runtime import changelog
@@ -37,6 +37,8 @@ async def filled(deployment: Deployment) -> None:
         """INSERT INTO entities (namespace, type, id, uid, revision, create_time, created_by, data, message)
             SELECT $namespace, 'buoy', 'e' || lpad(n::text, 6, '0'), '', $head - $entities + n, now(), '', '{}', 'x'
             FROM generate_series(0, $entities - 1) n""",
+        """INSERT INTO expirations (namespace, type, id, due_time)
+            SELECT $namespace, 'buoy', 'e' || n, '2999-01-01Z' FROM generate_series(1, $entities) n""",
     ):
         await deployment.execute(Template(statement).substitute(values))
 
@@ -58,8 +60,25 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         (versions.select_versions_of(NAMESPACE, KEYS[0], 2**62, 51, 2**20), 4),
         (changelog.select_revision_at(NAMESPACE, datetime(2026, 1, 1, 5, tzinfo=UTC)), 20),
         (versions.select_commit_time(NAMESPACE, HEAD // 2), 1),
+        (purge_changes.select_changes(NAMESPACE, KEYS[0], 0), 4),
+        (retention_store.select_now_and_oldest(NAMESPACE), 1),
+        (retention_store.select_units_to_cut(NAMESPACE, 100, HEAD, 50, 2**20), 50),
+        # Of all namespaces; what other tests left to expire is little.
+        (expiry._SELECT_DUE, 100),
     ],
-    ids=["list", "list of now", "keys", "newest versions", "revisions", "time", "revision"],
+    ids=[
+        "list",
+        "list of now",
+        "keys",
+        "newest versions",
+        "revisions",
+        "time",
+        "revision",
+        "changes to blank",
+        "oldest unit",
+        "units to cut",
+        "what is due",
+    ],
 )
 async def test_a_read_of_the_past_touches_what_it_returns(
     deployment: Deployment, filled: None, statement: Statement, bound: int, analyzed: bool
