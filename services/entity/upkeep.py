@@ -35,13 +35,13 @@ async def forget_everywhere(database: Database) -> None:
     failed: dict[str, Exception] = {}
     for namespace, epoch in rows:
         try:
-            if epoch.isalnum():  # not one that is being purged, or has no life
-                await compact(database, Namespace(namespace, epoch))
             await changelog.forget_requests(database, namespace)
             await _forget(database, namespace, retention_store.forget_leases(namespace))
             await _forget(database, namespace, usage_store.forget_mass_changes(namespace))
             await _forget(database, namespace, operation_store.forget_operations(namespace))
             await forget_imports(database, namespace)
+            if epoch.isalnum():  # not one that is being purged, or has no life
+                await compact(database, Namespace(namespace, epoch))
         except Exception as failure:
             failed[namespace] = failure
     if failed:
