@@ -42,9 +42,9 @@ class Platform:
         """What `up` has said so far."""
         return _output_file(self.home).read_text()
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout: float = _READY_SECONDS) -> subprocess.CompletedProcess[str]:
         """Run `strandline` with this home, as from another terminal."""
-        return run_strandline(self.home, *arguments)
+        return run_strandline(self.home, *arguments, timeout=timeout)
 
     def begin(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `strandline` with this home; does not wait."""
@@ -125,10 +125,10 @@ def start(home: Path, *options: str) -> Platform:
     return Platform(home, process)
 
 
-def run_strandline(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_strandline(home: Path, *arguments: str, timeout: float = _READY_SECONDS) -> subprocess.CompletedProcess[str]:
     """One `strandline` command on *home*."""
     return subprocess.run(
-        [STRANDLINE, *arguments], env=_environment(home), capture_output=True, text=True, timeout=_READY_SECONDS
+        [STRANDLINE, *arguments], env=_environment(home), capture_output=True, text=True, timeout=timeout
     )
 
 

@@ -201,11 +201,11 @@ async def test_the_real_entities_are_equal_when_they_are_imported_elsewhere(
     for type_id, properties in ENTITY_TYPES.items():
         body = {"schema": {"type": "object", "properties": properties}, "indexes": INDEXES[type_id]}
         await rest.ok("POST", f"/v1/namespaces/{first}/types", body, params={"type_id": type_id})
-    assert platform.run("import", first, str(entities_file())).returncode == 0
+    assert platform.run("import", first, str(entities_file()), timeout=240).returncode == 0
     file = tmp_path / "real.ndjson.gz"
-    exported = platform.run("export", first, str(file))
+    exported = platform.run("export", first, str(file), timeout=120)
     assert sums(exported.stdout)["count"] == "135105"
     assert platform.run("declare", second, f"{file}.types").returncode == 0
-    assert platform.run("import", second, str(file)).returncode == 0
-    again = platform.run("export", second, str(tmp_path / "again.ndjson"))
+    assert platform.run("import", second, str(file), timeout=240).returncode == 0
+    again = platform.run("export", second, str(tmp_path / "again.ndjson"), timeout=120)
     assert sums(again.stdout)["content"] == sums(exported.stdout)["content"]
