@@ -260,10 +260,11 @@ class EntityRound:
 
     def _check_references(self, unit: Write, effects: Sequence[Effect]) -> None:
         """Refuse a unit that refers anew to what is not live at its end."""
-        rows = {effect.row.key: effect.row for effect in effects if effect.row is not None}
+        rows: dict[EntityKey, EntityRow] = {}
         for place, effect in enumerate(effects):
             if effect.row is None or not (references := self.types[effect.row.key.type].references):
                 continue
+            rows = rows or {effect.row.key: effect.row for effect in effects if effect.row is not None}
             for deleted, entry in effect.row.added:
                 if deleted or (reference := references.get(entry[0])) is None:
                     continue

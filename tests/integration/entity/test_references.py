@@ -205,6 +205,13 @@ async def test_a_batch_creates_what_it_refers_to_in_the_given_order(shore: Shore
     assert [result.status.code for result in answer.results] == [0, 0, 0, 0]
 
 
+async def test_a_batch_deletes_what_nothing_before_it_refers_to_any_more(shore: Shore) -> None:
+    await declare_ships(shore, "RESTRICT")
+    await shore.transact(shore.creating("p1", {}, "port"), shore.creating("s1", {"port": "p1"}, "ship"))
+    answer = await shore.batch(shore.deleting("s1", "ship"), shore.deleting("p1", "port"))
+    assert [result.status.code for result in answer.results] == [0, 0]
+
+
 async def test_undelete_needs_what_it_refers_to(shore: Shore) -> None:
     await declare_ships(shore, "RESTRICT")
     await shore.create("p1", {}, "port")
@@ -414,6 +421,25 @@ async def test_no_reference_is_left_over_by_concurrent_deletions(
 
 
 # References that come later
+
+
+@pytest.mark.parametrize("on_delete", ["RESTRICT", "CASCADE"])
+async def test_a_replica_that_knows_the_types_as_they_were_obeys_them_as_they_are(
+    shore: Shore, other_replica: Replica, on_delete: str
+) -> None:
+    elsewhere = shore.through(other_replica)
+    await shore.declare("port")
+    await shore.declare("ship", SHIP)
+    await elsewhere.transact(elsewhere.creating("p1", {}, "port"), elsewhere.creating("s0", {}, "ship"))
+    await shore.change_type("ship", references=[{"field": "data.port", "type": "port", "onDelete": on_delete}])
+    await references_ready(shore)
+    assert await reason(elsewhere.update("s0", {"port": "p2"}, "ship")) == "REFERENCE_NOT_FOUND"
+    await shore.create("s1", {"port": "p1"}, "ship")
+    if on_delete == "RESTRICT":
+        assert await reason(elsewhere.delete("p1", "port")) == "REFERENCED"
+    else:
+        await elsewhere.delete("p1", "port")
+        assert await state(shore, "s1") is None
 
 
 async def test_a_reference_added_to_a_populated_type_is_enforced_when_ready(shore: Shore) -> None:
