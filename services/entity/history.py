@@ -71,14 +71,8 @@ class History:
         Raises:
             OutOfRange: COMPACTED, it was before everything that the log still has.
         """
-        head_rows, rows = await self._database.read(
-            namespace.id, select_head(namespace.id), select_revision_at(namespace.id, time)
-        )
-        head = current_head(namespace, head_rows, minimum)
-        revision, commit_time, _ = rows[0] if rows else (0, None, False)
-        if commit_time is None and revision:
-            raise compacted(head)
-        return Moment(revision, commit_time, head)
+        moment, _ = await self._newest_at(namespace, time, minimum)
+        return moment
 
     async def time_of(self, namespace: Namespace, revision: int, minimum: MinRevision) -> Moment:
         """When *revision* was committed."""
@@ -102,18 +96,23 @@ class History:
         """
         if as_of.time is None:
             return as_of.revision
+        moment, ahead = await self._newest_at(namespace, as_of.time, minimum)
+        if ahead:
+            raise FailedPrecondition(
+                "FUTURE_REVISION", "as_of_time lies in the future", head_revision=str(moment.head.revision)
+            )
+        return moment.revision
+
+    async def _newest_at(self, namespace: Namespace, time: datetime, minimum: MinRevision) -> tuple[Moment, bool]:
+        """The newest revision at *time*, and whether that is still to come."""
         head_rows, rows = await self._database.read(
-            namespace.id, select_head(namespace.id), select_revision_at(namespace.id, as_of.time)
+            namespace.id, select_head(namespace.id), select_revision_at(namespace.id, time)
         )
         head = current_head(namespace, head_rows, minimum)
         revision, commit_time, ahead = rows[0] if rows else (0, None, False)
-        if ahead:
-            raise FailedPrecondition(
-                "FUTURE_REVISION", "as_of_time lies in the future", head_revision=str(head.revision)
-            )
         if commit_time is None and revision:
             raise compacted(head)
-        return int(revision)
+        return Moment(revision, commit_time, head), ahead
 
     async def states(
         self,
