@@ -23,13 +23,16 @@ from services.runtime.database import (
     packed_timestamptz,
 )
 
-ENTITY_FIELDS: Final = """jsonb_build_object(
-    'name', 'namespaces/' || namespace || '/types/' || type || '/entities/' || id, 'uid', uid,
-    'etag', '"' || revision || '"', 'revision', revision, 'created_by', created_by,
-    'create_time', to_char(create_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-    'delete_time', to_char(delete_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-    'expire_time', to_char(expire_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))"""
-"""The entity's own fields as JSON, of a row of ``entities``: see ``services.runtime.filters.attributes``."""
+_MOMENT = """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+ENTITY_FIELDS: Final = {
+    "name": "'namespaces/' || namespace || '/types/' || type || '/entities/' || id",
+    "uid": "uid",
+    "etag": "'\"' || revision || '\"'",
+    "revision": "revision",
+    "created_by": "created_by",
+    **{name: _MOMENT.format(name) for name in ("create_time", "delete_time", "expire_time")},
+}
+"""The entity's own fields of a row of ``entities``, as SQL: see ``services.runtime.filters.attributes``."""
 
 
 class EntityRow(NamedTuple):

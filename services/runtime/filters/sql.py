@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from services.runtime.filters.ast import (
@@ -31,7 +32,9 @@ from services.runtime.filters.moments import duration_sql, seconds_text, timesta
 _LIKE_SPECIAL = re.compile(r"[\\%_]")
 
 
-def compile_sql(node: Node, column: str = "data", entity: str = "") -> tuple[str, list[str]]:
+def compile_sql(
+    node: Node, column: str = "data", entity: Mapping[str, str] = MappingProxyType({})
+) -> tuple[str, list[str]]:
     """Return a boolean SQL expression that is never NULL, and its parameters in the order of their ``%s``.
 
     Paths and values travel only as parameters. The database's encoding must be UTF-8. Numbers are compared as
@@ -41,8 +44,8 @@ def compile_sql(node: Node, column: str = "data", entity: str = "") -> tuple[str
     Args:
         node: the filter.
         column: a trusted SQL expression of type jsonb, the entity's ``data``; it is repeated in the text.
-        entity: the same for the entity's own fields, as ``attributes`` describes them; only for a filter that was
-            parsed with them.
+        entity: trusted SQL expressions of the entity's own fields, as ``attributes`` describes them; only for a filter
+            that was parsed with them.
     """
     compiler = _Compiler()
     return compiler.condition(node, column, entity), compiler.parameters
@@ -54,7 +57,7 @@ class _Compiler:
     def __init__(self) -> None:
         self.parameters: list[str] = []
 
-    def condition(self, node: Node, column: str, entity: str) -> str:
+    def condition(self, node: Node, column: str, entity: Mapping[str, str]) -> str:
         match node:
             case And(terms):
                 return f"({' and '.join(self.condition(term, column, entity) for term in terms)})"
@@ -63,7 +66,8 @@ class _Compiler:
             case Not(term):
                 return f"(not {self.condition(term, column, entity)})"
             case OfEntity(term):
-                return self.condition(term, entity, "")
+                name = term.path[0]
+                return self.condition(term, f"jsonb_build_object('{name}', {entity[name]})", entity)
             case Compare():
                 return f"coalesce({self._comparison(node, column)}, false)"
             case Like(path, parts, folded):
@@ -83,7 +87,7 @@ class _Compiler:
         path, operator, value = node.path, node.operator, node.value
         if operator == "!=" and (node.folded or isinstance(value, (Instant, Duration))):
             equal = Compare(path, "=", value, node.folded)
-            return f"{self._value(path, column)} <> 'null' and not {self.condition(equal, column, '')}"
+            return f"{self._value(path, column)} <> 'null' and not {self.condition(equal, column, {})}"
         if isinstance(value, Instant):
             return f"{self._when('string', path, column, timestamp_sql)} {operator} {self._seconds(value)}"
         if isinstance(value, Duration):

@@ -56,7 +56,20 @@ NO_MOMENTS = [
     *["2024-13-01T00:00:00Z", "2024-01-01T00:00:60Z", "2024-01-01T00:00:00.Z", "2024-01-01T00:00:00+24:00", " 0s"],
     *["1.0000000000s", "P", "PT", "P1DT", "P1M", "P1Y", "1h", "s", "0s\n", "9999999999s", "٣s"],
 ]
-moments = st.sampled_from(TIMESTAMPS + DURATIONS + NO_MOMENTS)
+# Dates and times that may or may not exist: no cast in SQL may fail on them.
+near_moments = st.builds(
+    "{:04}-{:02}-{:02}{}{:02}:{:02}:{:02}{}{}".format,
+    st.integers(0, 9999) | st.sampled_from([0, 1900, 2000, 2024]),
+    st.integers(0, 13),
+    st.integers(0, 32) | st.integers(28, 31),
+    st.sampled_from("Tt"),
+    st.integers(0, 24),
+    st.integers(0, 60),
+    st.integers(0, 60),
+    st.sampled_from(["", ".0", ".999999"]),
+    st.sampled_from(["Z", "z", "+00:00", "-23:59", "+24:00"]),
+)
+moments = st.sampled_from(TIMESTAMPS + DURATIONS + NO_MOMENTS) | near_moments
 strings = awkward_texts | texts | specials | cased
 
 awkward_numbers = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.1, 5.0, 5e-324, -5e-324, 1.7976931348623157e308, 1e16, 1e-7])
