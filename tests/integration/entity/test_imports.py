@@ -10,10 +10,11 @@ from typing import Any
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Value
 from strandline.entity.v1 import entity_pb2
+from strandline.entity.v1 import entity_service_pb2 as entities_pb
 from strandline.entity.v1 import import_service_pb2 as pb
 from strandline.rpc.v1 import access_pb2
 
-from services.entity import imports, upkeep
+from services.entity import imports, limits, upkeep
 from tests.integration.entity.conftest import Shore, error_info, info_in, pointers, reason, refusal
 
 INSERT, UPSERT, REPLACE_SET = pb.Import.INSERT, pb.Import.UPSERT, pb.Import.REPLACE_SET
@@ -351,3 +352,43 @@ async def test_an_import_is_forgotten_after_a_week(shore: Shore) -> None:
         "SELECT import_id FROM import_names WHERE namespace = %s",
     ):
         assert set(await deployment.rows(left, shore.namespace.id)) <= {("young",)}
+
+
+async def test_a_chunk_that_was_refused_half_way_counts_each_row_once_when_it_is_confirmed(
+    shore: Shore, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(limits, "GUARD_FLOOR", 10)
+    await shore.declare()
+    await send(shore, [row(f"b{n}") for n in range(40)], import_id="fill")
+    rows = [row(f"b{n}", {"n": 1}) for n in range(20)]
+    failure = await refusal(send(shore, rows))
+    assert error_info(failure).reason == "MASS_CHANGE_REFUSED"
+    assert (await look(shore)).account.read == 0
+    operation_id = error_info(failure).metadata["operation_id"]
+    answer = await send(shore, rows, confirm_operation_id=operation_id)
+    assert counts(answer.chunk) == (0, 20, 0, 0)
+    # What was confirmed holds for the rest of the import.
+    answer = await send(shore, [row(f"b{n}", {"n": 1}) for n in range(20, 40)], 20)
+    assert counts(answer.progress.account) == (0, 40, 0, 0)
+    assert await shore.head() == 1 + 40 + 40
+    assert await reason(send(shore, [row("b")], 40, confirm_operation_id="x")) == "INVALID_FIELD"
+
+
+async def test_imports_go_with_their_namespace(shore: Shore) -> None:
+    await shore.declare()
+    await shore.create("b1", {})
+    await send(shore, [row("b2"), row("b3", {}, "none")], mode=REPLACE_SET, dry_run=True)
+    await finish(shore, 2, mode=REPLACE_SET, dry_run=True)
+    request = entities_pb.PurgeNamespaceRequest(namespace_id=shore.namespace.id, epoch=shore.namespace.epoch)
+    async with asyncio.timeout(30):
+        while not (await shore.replica.entities.PurgeNamespace(request)).done:
+            pass
+    left = await shore.replica.deployment.rows(
+        """SELECT (SELECT count(*) FROM imports WHERE namespace = %s),
+            (SELECT count(*) FROM import_chunks WHERE namespace = %s),
+            (SELECT count(*) FROM import_rejections WHERE namespace = %s),
+            (SELECT count(*) FROM import_names WHERE namespace = %s),
+            (SELECT count(*) FROM import_missing WHERE namespace = %s)""",
+        *[shore.namespace.id] * 5,
+    )
+    assert left == [(0, 0, 0, 0, 0)]
