@@ -152,6 +152,8 @@ class Document:
     """A schema that was read. Raises ``NotASchema`` where it has not the shape of one."""
 
     def __init__(self, schema: object, interner: Interner) -> None:
+        if _is_deep(schema):
+            raise NotASchema((), f"the schema is nested more than {MAX_DEPTH} deep")
         self._root_value = schema
         self.visits = 0
         dialect = schema.get("$schema", "") if isinstance(schema, dict) else ""
@@ -175,8 +177,6 @@ class Document:
 
     def _node(self, pointer: Pointer, raw: Any) -> Node:
         if pointer not in self._nodes:
-            if len(pointer) > MAX_DEPTH:
-                raise NotASchema(pointer[:8], "the schema is nested too deeply")
             self._nodes[pointer] = Node(self, pointer)
             self._unread.append((self._nodes[pointer], raw))
         return self._nodes[pointer]
@@ -441,6 +441,15 @@ def kind_of(value: Any) -> str:
 def pointer_text(pointer: Pointer) -> str:
     """RFC 6901."""
     return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in pointer)
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether *value* is nested more than ``MAX_DEPTH`` deep, however deep it is."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        inside = [item for one in level for item in (one.values() if isinstance(one, dict) else one)]
+        level = [item for item in inside if isinstance(item, dict | list)]
+    return bool(level)
 
 
 def _at(root: Any, pointer: Pointer, source: Pointer) -> Any:

@@ -18,6 +18,8 @@ from services.entity.compatibility.nodes import Node, Part, kind_of, value_key
 
 _PATTERNS: Final = jsonschema_rs.RegexOptions()  # linear time, as where entities are validated
 _MAX_DEPTH: Final = 40
+_STEPS: Final = 5
+"""What it costs to evaluate one schema, in the steps of the budget."""
 
 
 @lru_cache(maxsize=1024)
@@ -40,15 +42,15 @@ def is_multiple(value: float, divisor: float) -> bool:
 
 
 class Evaluator:
-    """Evaluates; *spend* is called for each step and raises when there were too many."""
+    """Evaluates; *spend* is called with the steps it takes, and raises when there were too many."""
 
-    def __init__(self, spend: Callable[[], None]) -> None:
+    def __init__(self, spend: Callable[[int], None]) -> None:
         self._spend = spend
         self._depth = 0
 
     def meets(self, node: Node, value: Any) -> bool | None:
         """Whether *value* is valid by *node*."""
-        self._spend()
+        self._spend(_STEPS)
         if self._depth > _MAX_DEPTH:
             return None
         kind = kind_of(value)
