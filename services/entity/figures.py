@@ -9,7 +9,8 @@ from google.protobuf import struct_pb2
 from strandline.entity.v1 import entity_service_pb2 as pb
 
 from services.entity.aggregates import Aggregates, Aggregation, Function, Request, Scalar, parse_field
-from services.entity.model import parse_type_name
+from services.entity.model import MAX_ANSWER_BYTES, parse_type_name
+from services.runtime.errors import FailedPrecondition
 
 
 def parse_aggregates(request: pb.AggregateEntitiesRequest) -> Request:
@@ -30,12 +31,16 @@ def _aggregation(message: pb.Aggregation, field: str) -> Aggregation:
 
 
 def render_aggregates(found: Aggregates) -> pb.AggregateEntitiesResponse:
-    """The answer."""
+    """The answer; ``AGGREGATE_TOO_LARGE`` if it would be larger than one may be."""
     groups = (
         pb.AggregateEntitiesResponse.Group(key=_values(group.key), values=_values(group.values))
         for group in found.groups
     )
-    return pb.AggregateEntitiesResponse(groups=groups, revision=found.head.revision, epoch=found.head.epoch)
+    answer = pb.AggregateEntitiesResponse(groups=groups, revision=found.head.revision, epoch=found.head.epoch)
+    if answer.ByteSize() > MAX_ANSWER_BYTES:
+        problem = f"the answer is larger than {MAX_ANSWER_BYTES} bytes: ask for fewer groups or figures"
+        raise FailedPrecondition("AGGREGATE_TOO_LARGE", problem, limit=str(MAX_ANSWER_BYTES))
+    return answer
 
 
 def _values(values: Iterable[Scalar]) -> list[struct_pb2.Value]:

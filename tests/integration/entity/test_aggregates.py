@@ -224,6 +224,17 @@ async def test_there_are_at_most_a_thousand_groups(shore: Shore) -> None:
     assert len(await aggregate(shore, "count", filter="data.n < 1000", group_by=["data.n"])) == 1000
 
 
+async def test_long_texts_neither_fill_the_memory_nor_the_answer(shore: Shore) -> None:
+    await shore.declare(indexes=[{"fields": ["data.n"]}])
+    for start in range(0, 600, 300):
+        texts = [f"{n:03}" + "ä" * 1030 for n in range(start, start + 300)]
+        await shore.batch(*(shore.creating(text[:3], {"n": text[:3], "t": text}) for text in texts))
+    assert await aggregate(shore, "max data.t") == [([], ["599" + "ä" * 1021])]
+    several = ["min data.t", "max data.t", "min data.t"]
+    failure = await refusal(aggregate(shore, *several, group_by=["data.n"]))
+    assert (error_info(failure).reason, error_info(failure).metadata["limit"]) == ("AGGREGATE_TOO_LARGE", "3145728")
+
+
 @pytest.mark.parametrize(
     ("figures", "query", "expected"),
     [
