@@ -207,7 +207,7 @@ class EntityRound:
         removed = {
             effect.row.key for effect in effects if effect.row is not None and effect.row.delete_time is not None
         }
-        if not any(self.types[key.type].type.referrers for key in removed):
+        if not removed or not any(self.types[key.type].type.referrers for key in removed):
             return []
         if unit.claim.refusal is not None:
             as_they_were = {type_id: compiled.generation for type_id, compiled in unit.claim.types.items()}
@@ -344,15 +344,17 @@ def _taken(compiled: CompiledType, entry: Entry) -> AlreadyExists:
 
 def encode_answer(outcomes: Sequence[Outcome]) -> bytes:
     """What is kept to answer a repeated request: the results of ``TransactResponse``."""
-    return b"".join(
-        wire.delimited(
-            1,
-            wire.text(1, outcome.name)
-            + (wire.text(2, etag_of(outcome.revision)) if outcome.revision else b"")
-            + wire.integer(3, outcome.made),
+    results = []
+    for name, revision, _, made in outcomes:
+        raw = name.encode()
+        result = b"\x0a%b%b%b\x18%c" % (
+            wire.varint(len(raw)),
+            raw,
+            wire.text(2, etag_of(revision)) if revision else b"",
+            made,
         )
-        for outcome in outcomes
-    )
+        results.append(b"\x0a%b%b" % (wire.varint(len(result)), result))
+    return b"".join(results)
 
 
 def encode_refusal(failure: Error) -> bytes:

@@ -6,9 +6,11 @@ looked like. Then the unit comes back ``Stale``, and is prepared again.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Final, NamedTuple
 
 from strandline.entity.v1 import entity_service_pb2
@@ -26,11 +28,13 @@ from services.entity.operations import apply
 from services.entity.preconditions import Precondition
 from services.runtime.call import Namespace
 from services.runtime.changelog import select_versions
-from services.runtime.committer import Committer, Receipt
+from services.runtime.committer import Committer, Outcomes, Receipt
 from services.runtime.database import Database
 from services.runtime.errors import Error, InvalidArgument, Unavailable
 
 MAX_ATTEMPTS: Final = 10
+PREPARED_AT_ONCE: Final = 128
+"""Rows of a batch that are prepared before anybody else has a turn."""
 
 
 class Writing(NamedTuple):
@@ -123,13 +127,19 @@ class Writer:
     async def _attempt(
         self, writing: Writing, base: str, first: int, pending: Sequence[tuple[int, Mutation]]
     ) -> list[Written | BaseException]:
-        prepared = await self._prepare(writing.namespace.id, [[mutation] for _, mutation in pending])
-        # The dot keeps these ids apart from any that a caller may choose.
-        units = [
-            _unit(writing, f"{base}.{first + place}", fingerprint([mutation]), item, False)
-            for (place, mutation), item in zip(pending, prepared, strict=True)
-        ]
-        outcomes = await self._committer.submit(writing.namespace, *units)
+        submissions: list[asyncio.Future[Outcomes]] = []
+        # The first rows are committed while the last ones are prepared.
+        for begin in range(0, len(pending), PREPARED_AT_ONCE):
+            block = pending[begin : begin + PREPARED_AT_ONCE]
+            prepared = await self._prepare(writing.namespace.id, [[mutation] for _, mutation in block])
+            # The dot keeps these ids apart from any that a caller may choose.
+            units = [
+                _unit(writing, f"{base}.{first + place}", fingerprint([mutation]), item, False)
+                for (place, mutation), item in zip(block, prepared, strict=True)
+            ]
+            submissions.append(self._committer.submit(writing.namespace, *units))
+            await asyncio.sleep(0)
+        outcomes = chain.from_iterable(await asyncio.gather(*submissions))
         return [outcome if isinstance(outcome, Exception) else _written(outcome) for outcome in outcomes]
 
     async def _prepare(self, namespace: str, units: Sequence[Sequence[Mutation]]) -> list[_Preparation]:

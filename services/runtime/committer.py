@@ -427,7 +427,7 @@ class _Deciding(Generic[U]):
         self, unit: U, logged: list[LoggedUnit], answers: list[AnsweredRequest], accepted: list[tuple[U, Stamp]]
     ) -> None:
         head = self._head
-        if (answered := self._known.get(unit.request_key)) and not unit.validate_only:
+        if self._known and (answered := self._known.get(unit.request_key)) and not unit.validate_only:
             self.results.append(_repeat(unit, answered, head.epoch))
             return
         stamp = Stamp(head.namespace, head.epoch, self.revision + 1, self._commit_time)
@@ -442,7 +442,9 @@ class _Deciding(Generic[U]):
                 self._logged_bytes += len(encoded.body)
                 self.revision += 1
                 self._commit_time += _TICK
-            answers.append(AnsweredRequest(*unit.request_key, unit.body_hash, self.revision, answer))
+            answers.append(
+                AnsweredRequest(unit.actor, unit.method, unit.request_id, unit.body_hash, self.revision, answer)
+            )
         self.results.append(Receipt(self.revision, head.epoch, answer, result))
 
 
