@@ -227,17 +227,25 @@ def export(
 def declare(
     namespace: Annotated[str, typer.Argument()],
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    references: Annotated[
+        bool, typer.Option(help="Also the references between types: after the import, if rows refer to later ones.")
+    ] = True,
 ) -> None:
-    """Declare the types in a file, as `strandline export` writes it; those that are there already stay as they are."""
+    """Declare the types in a file, as `strandline export` writes it.
+
+    Those that are there already stay as they are, but for references if they have none.
+    """
     from strandline_cli.api import ApiError
     from strandline_cli.type_files import TypeFileError, read_types
     from strandline_cli.type_files import declare as declare_types
 
     try:
-        made, there = declare_types(_running().api(), namespace, read_types(file))
+        done = declare_types(_running().api(), namespace, read_types(file), references=references)
     except (TypeFileError, ApiError, OSError, UnicodeDecodeError) as failure:
         _refuse(f"{file}: {failure}")
-    print(f"declared: {', '.join(made) or 'none'}; there already: {', '.join(there) or 'none'}")
+    print(f"declared: {', '.join(done.made) or 'none'}; there already: {', '.join(done.there) or 'none'}")
+    if done.referring:
+        print(f"references added: {', '.join(done.referring)}")
 
 
 @app.command()

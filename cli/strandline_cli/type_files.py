@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,30 +66,37 @@ def read_types(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def declare(api: Api, namespace: str, declarations: Iterable[dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """Declare the types that *namespace* does not have yet; the ids of those that were made, and of those there.
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """Ids of types: made now, there already, and of both those whose references were added now."""
 
-    A type may refer to one that comes later: what is refused is tried again after the others.
+    made: Sequence[str]
+    there: Sequence[str]
+    referring: Sequence[str]
+
+
+def declare(api: Api, namespace: str, declarations: Sequence[dict[str, Any]], *, references: bool = True) -> Declared:
+    """Declare the types that *namespace* does not have yet, then the references that its types lack.
+
+    In this order types may refer to each other in a circle. Without *references* rows can come in any order, too: they
+    are declared when everything is there, and what dangles then makes them FAILED.
 
     Raises:
         ApiError: one cannot be declared.
     """
-    waiting, made, there = list(declarations), [], []
-    while waiting:
-        refused: list[dict[str, Any]] = []
-        failure: ApiError | None = None
-        for row in waiting:
-            body = {key: value for key, value in row.items() if key != "type"}
-            try:
-                api.call("POST", f"/v1/namespaces/{namespace}/types?type_id={row['type']}", body)
-                made.append(row["type"])
-            except ApiError as problem:
-                if problem.reason == "ALREADY_EXISTS":
-                    there.append(row["type"])
-                else:
-                    refused.append(row)
-                    failure = problem
-        if failure is not None and len(refused) == len(waiting):
-            raise failure
-        waiting = refused
-    return made, there
+    made, there, referring = [], [], []
+    for row in declarations:
+        body = {key: value for key, value in row.items() if key not in ("type", "references")}
+        try:
+            api.call("POST", f"/v1/namespaces/{namespace}/types?type_id={row['type']}", body)
+            made.append(row["type"])
+        except ApiError as problem:
+            if problem.reason != "ALREADY_EXISTS":
+                raise
+            there.append(row["type"])
+    for row in declarations if references else ():
+        path = f"/v1/namespaces/{namespace}/types/{row['type']}"
+        if row.get("references") and not api.call("GET", path)["references"]:
+            api.call("PATCH", path, {"references": row["references"]})
+            referring.append(row["type"])
+    return Declared(made, there, referring)

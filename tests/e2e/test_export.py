@@ -114,6 +114,53 @@ async def test_an_exported_namespace_is_equal_when_it_is_imported_elsewhere(
         assert sums(second.stdout)["snapshot"] != sums(first.stdout)["snapshot"]  # it covers names and revisions
 
 
+async def test_types_that_refer_to_each_other_and_rows_that_refer_to_later_ones_come_over(
+    platform: Platform, rest: Rest, tmp_path: Path
+) -> None:
+    namespace, other, file = await new_namespace(rest), await new_namespace(rest), tmp_path / "all.ndjson"
+    path = f"/v1/namespaces/{namespace}/types"
+    text = {"type": "string"}
+    for type_id, field, target in (("port", "main_quay", "quay"), ("quay", "port", "port")):
+        schema = {"type": "object", "properties": {field: text, "next": text}}
+        await rest.ok("POST", path, {"schema": schema}, params={"type_id": type_id})
+        if target == "port":
+            references = [{"field": "data.port", "type": "port"}, {"field": "data.next", "type": "quay"}]
+            await rest.ok("PATCH", f"{path}/quay", {"references": references})
+    await rest.ok("PATCH", f"{path}/port", {"references": [{"field": "data.main_quay", "type": "quay"}]})
+    content = {"port/p": {"main_quay": "a"}, "quay/a": {"port": "p", "next": "b"}, "quay/b": {"port": "p"}}
+    mutations = [
+        {"create": {"name": f"namespaces/{namespace}/types/{key.replace('/', '/entities/')}", "data": data}}
+        for key, data in content.items()
+    ]
+    await rest.ok("POST", f"/v1/namespaces/{namespace}:transact", {"mutations": mutations})
+    first = platform.run("export", namespace, str(file))
+    assert platform.run("declare", other, f"{file}.types", "--no-references").stdout == (
+        "declared: port, quay; there already: none\n"
+    )
+    assert platform.run("import", other, str(file)).returncode == 0
+    assert platform.run("declare", other, f"{file}.types").stdout == (
+        "declared: none; there already: port, quay\nreferences added: port, quay\n"
+    )
+    for type_id in ("port", "quay"):
+        there = await rest.ok("GET", f"{path}/{type_id}")
+        made = await until_ready(rest, f"/v1/namespaces/{other}/types/{type_id}")
+        assert made["references"] == there["references"]
+    assert (
+        sums(platform.run("export", other, str(tmp_path / "again")).stdout)["content"] == sums(first.stdout)["content"]
+    )
+    refused = await rest("DELETE", f"/v1/namespaces/{other}/types/quay/entities/a")
+    assert refused.problem == (400, "REFERENCED")
+
+
+async def until_ready(rest: Rest, path: str) -> Any:
+    async with asyncio.timeout(30):
+        while True:
+            type_ = await rest.ok("GET", path)
+            if all(reference["state"] == "READY" for reference in type_["references"]):
+                return type_
+            await asyncio.sleep(0.1)
+
+
 async def test_the_sum_of_an_export_is_that_of_a_feeds_snapshot(
     platform: Platform, filled: str, tmp_path: Path
 ) -> None:
