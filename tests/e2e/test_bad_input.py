@@ -223,7 +223,7 @@ async def test_what_needs_an_index_says_which(bay: Bay) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["data.depth =", "data.depth = 'deep'", "depth = 3", 'data.name = "a*"', "(" * 100, "data.depth = 1 OR"]
+    "wrong", ["data.depth =", "data.depth = 'deep'", "depth = 3", "data.name < 'a*'", "(" * 100, "data.depth = 1 OR"]
 )
 async def test_a_filter_that_cannot_mean_anything_is_refused(bay: Bay, wrong: str) -> None:
     answer = await bay.rest("GET", bay.entities, params={"filter": wrong})
