@@ -4,6 +4,8 @@ In the path: HTTP/2 on the entity service's own unix socket, token and membershi
 checked once and then remembered), rules of the request, the coalesced query, PostgreSQL on the other core. Not in the
 path: sidecars, the edge, TLS, tracing.
 
+``entity_us_by_part`` is of another replica, with clocks in it (``anatomy``): where the CPU time of a call goes.
+
 Wrong to conclude: what a client gets at the edge (two proxies more), or what reads cost that miss PostgreSQL's cache:
 eight rows are always in memory. The ratio says what Strandline adds to grpcio, not how fast grpcio is.
 """
@@ -15,6 +17,7 @@ import random
 from strandline.entity.v1 import entity_pb2, entity_service_pb2
 
 from benchmarks import figures, h2load
+from benchmarks.anatomy import anatomy
 from benchmarks.records import records
 from benchmarks.stack import Stack
 from benchmarks.tenant import TYPE, tenant
@@ -46,4 +49,6 @@ async def run(stack: Stack, *, quick: bool) -> None:
         comparison = await compare(stack, place, METHOD, messages, size, quick=quick)
         if await place.entities.GetEntity(requests[0], metadata=place.metadata) != answers[0]:
             raise RuntimeError("the entity changed while it was only read")
-    figures.emit("point_reads", "calls/s", comparison.ours, comparison.echo, comparison.cpu, comparison.context)
+        parts = await anatomy(stack, METHOD, messages, place.token)
+    context = comparison.context | {"entity_us_by_part": parts}
+    figures.emit("point_reads", "calls/s", comparison.ours, comparison.echo, comparison.cpu, context)
