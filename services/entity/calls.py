@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal, Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -80,4 +81,9 @@ def answer_with(call: Call, message: bytes, revision: int, epoch: str) -> bytes:
     """A response that carries one serialized resource (none if empty) and the position."""
     call.position(revision, epoch)
     resource = wire.delimited(1, message) if message else b""
-    return resource + wire.integer(2, revision) + wire.text(3, epoch)
+    return resource + _encoded_position(revision, epoch)
+
+
+@lru_cache(maxsize=1000)  # many reads are of one revision
+def _encoded_position(revision: int, epoch: str) -> bytes:
+    return wire.integer(2, revision) + wire.text(3, epoch)

@@ -160,9 +160,10 @@ def parse_entity_name(name: str, namespace: str, field: str) -> EntityKey:
     match = _ENTITY_NAME.fullmatch(name)
     if match is None:
         raise invalid_field(field, "must be namespaces/{namespace}/types/{type}/entities/{entity}")
-    if match["namespace"] != namespace:
+    lies_in, type_id, entity_id = match.groups()
+    if lies_in != namespace:
         raise invalid_field(field, f"must lie in namespaces/{namespace}")
-    return EntityKey(match["type"], match["id"])
+    return EntityKey(type_id, entity_id)
 
 
 def check_entity_id(entity_id: str, field: str) -> str:

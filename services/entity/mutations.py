@@ -213,6 +213,8 @@ def parse_mask(mask: Sequence[str], field: str) -> tuple[Path, ...]:
     Raises:
         InvalidArgument: ``INVALID_FIELD`` for *field*.
     """
+    if not mask:
+        return ()
     if "*" in mask or "data" in mask:
         if len(mask) > 1:
             raise invalid_field(field, "* stands alone")

@@ -40,31 +40,36 @@ class Reader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._lanes: dict[Namespace, _Lane] = {}
+        self._lanes: dict[tuple[str, str], _Lane] = {}
 
     async def get(self, namespace: Namespace, key: EntityKey) -> tuple[Head, bytes | None]:
         """The serialized entity, deleted or not, and the head it was read at; None if there never was one."""
-        lane = self._lanes.setdefault(namespace, _Lane())
         answer: asyncio.Future[tuple[Head, bytes | None]] = asyncio.get_running_loop().create_future()
+        life = (namespace.id, namespace.epoch)
+        lane = self._lanes.get(life)
+        if lane is None:
+            lane = self._lanes[life] = _Lane()
         lane.waiting.append((key, answer))
         if lane.worker is None:
             lane.worker = asyncio.create_task(self._work(namespace, lane))
         return await answer
 
     async def _work(self, namespace: Namespace, lane: _Lane) -> None:
+        crowd = 0.0
         try:
             while lane.waiting:
                 together = [item for item in lane.waiting[:MAX_TOGETHER] if not item[1].done()]
                 del lane.waiting[:MAX_TOGETHER]
                 if together:
                     await self._read_together(namespace, together)
-                if len(together) >= CROWD:
+                crowd = max(len(together), crowd / 2)
+                if crowd >= CROWD:
                     # A statement costs as much as five entities: 64 callers get answers sooner when it waits for more.
                     await asyncio.sleep(GATHER_SECONDS)
         finally:
             lane.worker = None
             if not lane.waiting:
-                self._lanes.pop(namespace, None)
+                self._lanes.pop((namespace.id, namespace.epoch), None)
 
     async def _read_together(
         self, namespace: Namespace, together: Sequence[tuple[EntityKey, asyncio.Future[tuple[Head, bytes | None]]]]

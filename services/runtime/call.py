@@ -100,7 +100,7 @@ class Call:
         """What the caller demands of a read, from the field or the header ``Strandline-Min-Revision``."""
         header = self.metadata.get("strandline-min-revision", "")
         if not header:
-            return MinRevision(of_request)
+            return MinRevision(of_request) if of_request else ANY_REVISION
         epoch, dot, number = header.rpartition(".")
         if not (number.isascii() and number.isdigit() and len(number) < 19 and (epoch or not dot)):
             raise invalid_field("strandline-min-revision", "must be [<epoch>.]<revision>")
@@ -122,6 +122,9 @@ class MinRevision:
             raise FailedPrecondition(
                 "FUTURE_REVISION", "the revision does not exist yet", head_revision=str(head_revision)
             )
+
+
+ANY_REVISION: Final = MinRevision(0)
 
 
 def namespace_of(name: str, field_name: str) -> str:
