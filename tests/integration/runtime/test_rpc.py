@@ -33,6 +33,12 @@ class Handlers:
     async def read_snapshot(self, request: Message, call: Call) -> Message:
         return log_service_pb2.ReadSnapshotResponse()
 
+    async def put_consumer_lease(self, request: Message, call: Call) -> Message:
+        return log_service_pb2.PutConsumerLeaseResponse()
+
+    async def delete_consumer_lease(self, request: Message, call: Call) -> Message:
+        return log_service_pb2.DeleteConsumerLeaseResponse()
+
 
 async def admit(method: rpc.Method, request: Message, call: Call) -> None:
     """Everybody."""
