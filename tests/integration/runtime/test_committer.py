@@ -11,7 +11,7 @@ from strandline.stream.v1 import feed_pb2
 
 from services.runtime import changelog
 from services.runtime.call import Namespace
-from services.runtime.committer import Outcomes, Receipt, Stamp
+from services.runtime.committer import Outcomes, Receipt, Stamp, _Lane
 from services.runtime.database import Connection, Statement, pipeline
 from services.runtime.errors import Aborted, InvalidArgument
 
@@ -207,3 +207,23 @@ async def test_a_batch_is_cut_by_what_it_really_adds_to_the_log(
     receipts = receipts_of(await replica.committer.submit(NAMESPACE, *units))
     assert [receipt.revision for receipt in receipts] == list(range(1, 41))
     assert len(replica.announced) > 5
+
+
+async def test_a_lone_writer_waits_for_nobody_and_many_wait_for_each_other() -> None:
+    lane: _Lane[Put] = _Lane(NAMESPACE)
+    assert not waits(lane, 1)
+    assert waits(lane, 64)
+    assert waits(lane, 1), "one small batch does not make them few"
+    while waits(lane, 1):
+        pass  # but some do
+
+
+def waits(lane: _Lane[Put], committed: int) -> bool:
+    """Whether the commit after one of *committed* units lets others come in first."""
+    gathering = lane.gather(committed)
+    try:
+        gathering.__await__().send(None)
+    except StopIteration:
+        return False
+    gathering.close()
+    return True
