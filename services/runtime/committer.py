@@ -163,6 +163,11 @@ class _Waiting(NamedTuple, Generic[U]):
     place: int
 
 
+def _unanswered(batch: Sequence[_Waiting[U]]) -> Sequence[_Waiting[U]]:
+    """Those of *batch* that no transaction has settled: whoever heard of a refusal must not be committed after all."""
+    return [item for item in batch if item.submission.outcomes[item.place] is _UNANSWERED]
+
+
 @dataclass(eq=False)
 class _Lane(Generic[U]):
     namespace: Namespace
@@ -288,21 +293,22 @@ class Committer(Generic[U]):
         try:
             await self._commit_through_reconnects(namespace, batch)
         except Exception as failure:
-            if len(batch) > 1 and not isinstance(failure, Error) and not _is_passing(failure):
-                middle = len(batch) // 2
-                await self._commit_or_bisect(namespace, batch[:middle])
-                await self._commit_or_bisect(namespace, batch[middle:])
+            failed = _unanswered(batch)
+            if len(failed) > 1 and not isinstance(failure, Error) and not _is_passing(failure):
+                middle = len(failed) // 2
+                await self._commit_or_bisect(namespace, failed[:middle])
+                await self._commit_or_bisect(namespace, failed[middle:])
                 return
-            for item in batch:
+            for item in failed:
                 item.submission.answer(item.place, failure)
 
     async def _commit_through_reconnects(self, namespace: Namespace, batch: Sequence[_Waiting[U]]) -> None:
         deadline = asyncio.get_running_loop().time() + RECONNECT_SECONDS
         pause = 0.02
-        while True:
+        while missing := _unanswered(batch):
             try:
                 async with self._database.connection() as connection:
-                    await self._attempt(connection, namespace, batch)
+                    await self._attempt(connection, namespace, missing)
                 return
             except psycopg.OperationalError as failure:
                 if not _is_passing(failure) or asyncio.get_running_loop().time() + pause > deadline:
@@ -343,8 +349,12 @@ class Committer(Generic[U]):
         decided = len(deciding.results)
         for item, result in zip(batch[:decided], deciding.results, strict=True):
             item.submission.answer(item.place, result)
-        if decided < len(batch):
-            await self._attempt(connection, namespace, batch[decided:])
+        # The rest was read in vain. It goes in portions that grow, or all of it would be read again for each that fits.
+        portion = decided
+        while decided < len(batch):
+            await self._attempt(connection, namespace, batch[decided : decided + portion])
+            decided += portion
+            portion *= 2
 
     async def _begin_life(self, connection: Connection, namespace: Namespace) -> None:
         # lock_head has set the namespace for row-level security; another replica may have been faster.

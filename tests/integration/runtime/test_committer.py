@@ -11,11 +11,11 @@ from strandline.stream.v1 import feed_pb2
 
 from services.runtime import changelog
 from services.runtime.call import Namespace
-from services.runtime.committer import Outcomes, Receipt, Stamp, _Lane
+from services.runtime.committer import Decision, Outcomes, Receipt, Stamp, _Lane
 from services.runtime.database import Connection, Statement, pipeline
 from services.runtime.errors import Aborted, InvalidArgument
 
-from .conftest import NAMESPACE, CellRound, Put, Replica, put
+from .conftest import NAMESPACE, CellRound, Cells, Put, Replica, put
 
 
 async def log_of(replica: Replica, namespace: str = NAMESPACE.id) -> list[feed_pb2.Unit]:
@@ -207,6 +207,48 @@ async def test_a_batch_is_cut_by_what_it_really_adds_to_the_log(
     receipts = receipts_of(await replica.committer.submit(NAMESPACE, *units))
     assert [receipt.revision for receipt in receipts] == list(range(1, 41))
     assert len(replica.announced) > 5
+
+
+async def test_a_unit_that_was_answered_is_not_decided_again_when_the_rest_of_its_batch_fails(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.runtime.committer.MAX_BATCH_BYTES", 300)
+    decided: list[str] = []
+    real = CellRound.decide
+
+    def decide(self: CellRound, unit: Put, stamp: Stamp) -> Decision:
+        decided.append(unit.cell)
+        return real(self, unit, stamp)
+
+    monkeypatch.setattr(CellRound, "decide", decide)
+    units = [put("refused", 1, expected=7), *(put(f"c{n}", 666 if n == 39 else n) for n in range(40))]
+    for unit in units:
+        unit.size = 1
+    refused, *others, failed = await replica.committer.submit(NAMESPACE, *units)
+    assert isinstance(refused, Aborted)
+    assert isinstance(failed, psycopg.errors.CheckViolation)
+    assert [receipt.result for receipt in receipts_of(others)] == ["put"] * 39, "none was taken for a repetition"
+    assert decided.count("refused") == 1
+
+
+async def test_a_batch_that_is_cut_again_and_again_is_not_read_in_full_each_time(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.runtime.committer.MAX_BATCH_BYTES", 300)
+    read: list[int] = []
+    real = Cells.reads
+
+    def reads(self: Cells, namespace: str, units: Sequence[Put]) -> Sequence[Statement]:
+        read.append(len(units))
+        return real(self, namespace, units)
+
+    monkeypatch.setattr(Cells, "reads", reads)
+    units = [put(f"c{n}", n) for n in range(320)]
+    for unit in units:
+        unit.size = 1
+    receipts_of(await replica.committer.submit(NAMESPACE, *units))
+    assert len(replica.announced) > 40
+    assert sum(read) < 320 * 8
 
 
 async def test_a_lone_writer_waits_for_nobody_and_many_wait_for_each_other() -> None:
