@@ -19,6 +19,7 @@ import psycopg
 from services.entity.model import EntityKey, entity_name
 from services.entity.mutations import Kind, Mutation
 from services.entity.writes import Writer, Writing
+from services.runtime import changelog
 from services.runtime.call import Namespace
 from services.runtime.database import Database, Statement, packed_text, pipeline
 from services.runtime.errors import Error, Unavailable
@@ -52,34 +53,34 @@ class Expirer:
     async def run(self) -> None:
         """Look again and again, for ever."""
         while True:
-            found = 0
+            settled = 0
             try:
-                found = await self.expire_due()
+                settled = await self.expire_due()
             except psycopg.OperationalError as failure:
                 logger.warning("entities expire later: %s", type(failure).__name__)
             except Exception:
                 # Nobody watches this task: whatever happened, the next look comes.
                 logger.exception("entities expire later")
-            if found < AT_ONCE:
+            if settled < AT_ONCE:
                 await asyncio.sleep(EVERY_SECONDS)
 
     async def expire_due(self) -> int:
-        """Let up to 5,000 entities expire that are due; how many were found."""
+        """Let up to 5,000 entities expire that are due; how many of them need not be looked at again at once."""
         (rows,) = await self._database.read("", _SELECT_DUE)
         due = [Due(Namespace(namespace, epoch), EntityKey(*key)) for namespace, epoch, *key in rows]
         due.sort(key=lambda item: item.namespace.id)  # stable: inside a namespace, who was due first goes first
-        await asyncio.gather(
+        settled = await asyncio.gather(
             *(self._expire_in(namespace, list(group)) for namespace, group in groupby(due, attrgetter("namespace")))
         )
-        return len(due)
+        return sum(settled)
 
-    async def _expire_in(self, namespace: Namespace, due: Sequence[Due]) -> None:
+    async def _expire_in(self, namespace: Namespace, due: Sequence[Due]) -> int:
         async with self._slots:
-            for start in range(0, len(due), UNIT_SIZE):
-                await self._expire(namespace, [item.key for item in due[start : start + UNIT_SIZE]])
+            units = [[item.key for item in due[at : at + UNIT_SIZE]] for at in range(0, len(due), UNIT_SIZE)]
+            return sum([await self._expire(namespace, keys) for keys in units])
 
-    async def _expire(self, namespace: Namespace, keys: Sequence[EntityKey]) -> None:
-        """Let *keys* expire in one unit, or those that can in smaller ones."""
+    async def _expire(self, namespace: Namespace, keys: Sequence[EntityKey]) -> int:
+        """Let *keys* expire in one unit, or those that can in smaller ones; how many went or were put off."""
         mutations = []
         for key in keys:
             name = entity_name(namespace.id, key)
@@ -88,25 +89,26 @@ class Expirer:
             await self._writer.transact(Writing(namespace, ACTOR, "Expire", ""), mutations)
         except (Unavailable, psycopg.OperationalError) as failure:
             logger.warning("entities of %s expire later: %s", namespace.id, failure)
+            return 0
         except Error as failure:
             # Too large together, or one of them must not go: find out which.
             if len(keys) > 1:
                 middle = len(keys) // 2
-                await self._expire(namespace, keys[:middle])
-                await self._expire(namespace, keys[middle:])
-            else:
-                logger.info("%s expires later: %s", mutations[0].name, failure.reason)
-                await self._postpone(namespace, keys)
+                return await self._expire(namespace, keys[:middle]) + await self._expire(namespace, keys[middle:])
+            logger.info("%s expires later: %s", mutations[0].name, failure.reason)
+            await self._postpone(namespace, keys)
         except Exception:
             logger.exception("entities of %s expire later", namespace.id)
             await self._postpone(namespace, keys)
+        return len(keys)
 
     async def _postpone(self, namespace: Namespace, keys: Sequence[EntityKey]) -> None:
         async with self._database.connection() as connection:
             await pipeline(
                 connection,
                 Statement("BEGIN"),
-                Statement("SELECT set_config('app.namespace', %s, true)", (namespace.id,)),
+                # Under the lock, as all who change this table: a row that moves under a delete is not deleted.
+                Statement(changelog.LOCK_HEAD, (namespace.id,)),
                 # Not if it was given another time meanwhile.
                 Statement(
                     """UPDATE expirations SET attempts = least(attempts + 1, 12),

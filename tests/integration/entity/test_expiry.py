@@ -18,7 +18,9 @@ from services.entity import expiry
 from services.entity.decisions import Effect, Prepared, decide
 from services.entity.model import EntityKey
 from services.entity.mutations import Kind
-from services.runtime.errors import FailedPrecondition
+from services.entity.writes import Writer
+from services.runtime.database import Connection, Statement
+from services.runtime.errors import FailedPrecondition, Unavailable
 from tests.integration.entity.conftest import Replica, Shore, eventually, pointers, reason, refusal
 
 EXPIRED = feed_pb2.Change.EXPIRED
@@ -225,6 +227,45 @@ async def test_one_that_must_not_go_stays_and_is_tried_again_later_and_the_other
         return await waited_for(shore) == 0
 
     await eventually(gone)
+
+
+async def test_one_that_is_deleted_while_it_is_put_off_is_waited_for_no_more(
+    shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shore.declare()
+    await create(shore, "b1", 3600)
+    await shore.replica.deployment.rows(
+        "UPDATE expirations SET due_time = now() WHERE namespace = %s RETURNING 1", shore.namespace.id
+    )
+    real = expiry.pipeline
+
+    async def delete_before_the_commit(connection: Connection, *statements: Statement) -> object:
+        *update, commit = statements
+        await real(connection, *update)
+        deleting = asyncio.create_task(shore.delete("b1"))
+        await asyncio.sleep(0.3)
+        assert not deleting.done(), "it waits for this transaction"
+        await real(connection, commit)
+        return await deleting
+
+    monkeypatch.setattr(expiry, "pipeline", delete_before_the_commit)
+    await shore.replica.service.expirer._postpone(shore.namespace, [EntityKey("buoy", "b1")])
+    assert await waited_for(shore) == 0
+
+
+async def test_what_cannot_be_committed_now_is_not_looked_at_again_at_once(
+    shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shore.declare()
+    expirer = shore.replica.service.expirer
+    keys = [EntityKey("buoy", f"b{n}") for n in range(3)]
+    assert await expirer._expire(shore.namespace, keys) == 3
+
+    async def overloaded(*_: object) -> None:
+        raise Unavailable("OVERLOADED", "too many writes wait in this namespace; retry")
+
+    monkeypatch.setattr(Writer, "transact", overloaded)
+    assert await expirer._expire(shore.namespace, keys) == 0
 
 
 async def test_units_that_would_be_too_large_are_made_smaller(shore: Shore) -> None:
