@@ -95,6 +95,8 @@ class _RoundTrip:
         self._socket = -1
         # What each result that is to come will say to be prepared; None: it is the answer of a statement.
         self._expected: deque[tuple[_Key, bytes] | None] = deque()
+        # Names given on this trip: a statement that comes a thousand times in it is still prepared once.
+        self._named: dict[_Key, bytes] = {}
         self._answers: list[PGresult] = []
         self._failure: psycopg.Error | None = None
 
@@ -115,9 +117,9 @@ class _RoundTrip:
             values = transformer.dump_sequence(params, [PyFormat.AUTO] * len(params))
             types, formats = transformer.types or (), transformer.formats or ()
         key = (statement.sql, types)
-        name = connection.prepared.get(key)
+        name = connection.prepared.get(key) or self._named.get(key)
         if name is None and key in connection.seen:
-            name = next(connection.names)
+            name = self._named[key] = next(connection.names)
             pgconn.send_prepare(name, _as_libpq(statement), types)
             self._expected.append((key, name))
         if name is None:

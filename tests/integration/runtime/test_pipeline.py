@@ -94,6 +94,14 @@ async def test_megabytes_go_both_ways_at_once(connection: Connection) -> None:
     assert [len(value) for ((value,),) in rows] == [2**20] * 24
 
 
+async def test_a_statement_that_comes_many_times_at_once_is_prepared_once(connection: Connection) -> None:
+    again = [Statement("SELECT %s::int + 1", (number,)) for number in range(1000)]
+    assert await pipeline(connection, *again) == [[(number + 1,)] for number in range(1000)]
+    assert await pipeline(connection, *again) == [[(number + 1,)] for number in range(1000)]
+    (((count,),),) = await pipeline(connection, Statement("SELECT count(*) FROM pg_prepared_statements"))
+    assert count == 1
+
+
 async def test_a_connection_remembers_a_bounded_number_of_statements(connection: Connection) -> None:
     held = Statement("SELECT count(*) FROM pg_prepared_statements")
     for number in range(3 * MAX_REMEMBERED):
