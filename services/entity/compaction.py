@@ -24,17 +24,17 @@ BYTES_AT_ONCE: Final = 2**20
 
 async def compact(database: Database, namespace: Namespace) -> int:
     """Cut everything off that may go; the horizon after that."""
-    retention = await read_retention(database, namespace)
-    horizon = retention.head.horizon
-    while horizon < retention.next:
+    while True:
+        # Anew for each step: an owner who has just chosen to keep more does not mean what a long cut began with.
+        retention = await read_retention(database, namespace)
+        horizon = retention.head.horizon
+        if horizon >= retention.next:
+            return horizon
         began = time.monotonic()
-        moved = await _step(database, namespace, retention, horizon)
-        if moved is None:
-            break  # another replica was faster, or a lease has come: next time
-        horizon = moved
+        if await _step(database, namespace, retention, horizon) is None:
+            return horizon  # another replica was faster, or a lease has come: next time
         # Commits of the namespace wait for a step: they get as long a turn themselves.
         await asyncio.sleep(time.monotonic() - began)
-    return horizon
 
 
 async def _step(database: Database, namespace: Namespace, retention: Retention, horizon: int) -> int | None:

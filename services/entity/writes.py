@@ -16,13 +16,14 @@ from typing import Final, NamedTuple
 from strandline.entity.v1 import entity_service_pb2
 
 from services.entity import store
+from services.entity.as_of import select_states, state_of
 from services.entity.cascades import NOTHING, Claim, Explorer
 from services.entity.catalog import Catalog
 from services.entity.content import CompiledType, Entry
 from services.entity.decisions import Outcome, Prepared, Stale
 from services.entity.ledger import EntityUnit, Write, refusal_in
 from services.entity.limits import UNLIMITED, Limits
-from services.entity.model import EntityKey, StoredEntity, parse_entity_name
+from services.entity.model import MAX_ENTITY_BYTES, EntityKey, StoredEntity, parse_entity_name
 from services.entity.mutations import Kind, Mutation, fingerprint
 from services.entity.operations import apply
 from services.entity.preconditions import Precondition
@@ -180,7 +181,12 @@ class Writer:
     async def _as_it_was(self, namespace: Namespace, outcome: Outcome, revision: int) -> Outcome:
         key = parse_entity_name(outcome.name, namespace.id, "name")
         (rows,) = await self._database.read(namespace.id, select_versions(namespace.id, [key], revision))
-        return Outcome(outcome.name, outcome.revision, rows[0][3] if rows else b"")
+        if rows:
+            return Outcome(outcome.name, outcome.revision, rows[0][3])
+        # It changed nothing, and the version that it found is no longer in the log.
+        states = select_states(namespace.id, [key], revision, MAX_ENTITY_BYTES, show_deleted=True)
+        (rows,) = await self._database.read(namespace.id, states)
+        return Outcome(outcome.name, outcome.revision, state_of(rows[0])[1] or b"")
 
 
 class _Preparation(NamedTuple):

@@ -217,18 +217,45 @@ async def test_a_lease_that_comes_in_the_middle_of_a_cut_stops_it_there(
     await age(shore, head, 31)
     step, put = compaction._step, Leases(shore.replica.service.database).put
 
-    async def step_and_lease(*rest: Any) -> Any:
-        moved = await step(*rest)
-        if moved == 6:
-            await put(shore.namespace, "new", (), (), 10, timedelta(days=1))
+    async def lease_and_step(*rest: Any) -> Any:
+        if rest[-1] == 6:  # this step has read that it may cut up to 9
+            await put(shore.namespace, "new", (), (), 8, timedelta(days=1))
             with pytest.raises(OutOfRange):
                 await put(shore.namespace, "old", (), (), 5, timedelta(days=1))
-        return moved
+        return await step(*rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(compaction, "_step", step_and_lease)
-        assert await cut(shore) == 9
-    assert await cut(shore) == 10
+        patched.setattr(compaction, "_step", lease_and_step)
+        assert await cut(shore) == 6
+    assert await cut(shore) == 8
+
+
+async def test_an_owner_who_chooses_to_keep_more_stops_a_cut_that_is_under_way(
+    shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "UNITS_AT_ONCE", 3)
+    await age(shore, await write(shore, 30), 31)
+    step = compaction._step
+
+    async def step_and_choose(*rest: Any) -> Any:
+        moved = await step(*rest)
+        await choose(shore, max_age=Duration(seconds=90 * DAY))
+        return moved
+
+    monkeypatch.setattr(compaction, "_step", step_and_choose)
+    assert await cut(shore) == 3
+    assert (await get(shore)).horizon_revision == 3
+
+
+async def test_a_repetition_of_what_changed_nothing_is_answered_when_the_version_it_found_is_cut(shore: Shore) -> None:
+    head = await write(shore, 3)
+    await age(shore, head, 31)
+    unchanged = await shore.update("b001", {"n": 1}, request_id="r")
+    assert unchanged.revision == head
+    assert await cut(shore) == head
+    assert await shore.update("b001", {"n": 1}, request_id="r") == unchanged
+    await shore.update("b001", {"n": 2})
+    assert await shore.update("b001", {"n": 1}, request_id="r") == unchanged
 
 
 async def test_a_cut_goes_on_where_it_was_left_and_two_do_not_disturb_each_other(
