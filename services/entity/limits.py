@@ -66,6 +66,8 @@ class LimitedUnit(Protocol):
     def actor(self) -> str: ...
     @property
     def limits(self) -> Limits: ...
+    @property
+    def validate_only(self) -> bool: ...
 
 
 class Confirmations:
@@ -160,7 +162,7 @@ class Counters:
         return cls(namespace, confirmations, usage, changes, budget)
 
     def count(self, unit: LimitedUnit, epoch: str, deltas: Sequence[Delta], moment: datetime, revision: int) -> None:
-        """Add what *unit* does.
+        """Add what *unit* does; of a unit that is only validated, nothing.
 
         Raises:
             ResourceExhausted: QUOTA_EXCEEDED.
@@ -170,12 +172,15 @@ class Counters:
         if quota.max_entities or quota.max_bytes:
             self._check_size(quota, deltas)
         budget = self._spent(quota, len(deltas), moment) if quota.max_writes_per_second else self.budget
+        counted: dict[Scope, Changed] = {}
         if unit.limits.guard:
             counted = self._counted(unit, deltas, revision)
             self._check_guard(unit, epoch, counted)
-            for scope, more in counted.items():
-                self.changes[scope] = _sum(self.changes.get(scope, Changed()), more)
-            self._counts[id(unit)] = counted
+        if unit.validate_only:
+            return
+        for scope, more in counted.items():
+            self.changes[scope] = _sum(self.changes.get(scope, Changed()), more)
+        self._counts[id(unit)] = counted
         for delta in deltas:
             live, size = self.usage.get(delta.type, _NONE)
             self.usage[delta.type] = (live + delta.entities, size + delta.bytes)

@@ -123,6 +123,23 @@ async def test_of_one_batch_exactly_as_many_pass_as_the_quota_has_room_for(shore
     assert (await usage_of(shore)).entities == 10
 
 
+async def test_a_rehearsal_makes_no_room_for_its_neighbours_and_takes_none(shore: Shore) -> None:
+    limited(shore, max_entities=2)
+    await shore.declare()
+    await shore.create("b1", {})
+    await shore.create("b2", {})
+    rehearsals = [shore.delete(f"b{n}", validate_only=True) for n in (1, 2)]
+    writes = [shore.create(f"c{n}", {}) for n in range(10)]
+    outcomes = await asyncio.gather(*rehearsals, *writes, return_exceptions=True)
+    assert sum(not isinstance(outcome, BaseException) for outcome in outcomes) == 2
+    await shore.delete("b1")
+    outcomes = await asyncio.gather(
+        *(shore.create(f"d{n}", {}, validate_only=True) for n in range(9)), shore.create("e1", {}), return_exceptions=True
+    )
+    assert not isinstance(outcomes[-1], BaseException)
+    assert (await usage_of(shore)).entities == 2
+
+
 async def test_writes_per_second_are_averaged_with_room_for_one_full_unit(shore: Shore) -> None:
     limited(shore, max_writes_per_second=2)
     await shore.declare()
