@@ -24,7 +24,7 @@ from services.runtime.errors import Aborted, NotFound
 
 MAX_CHANGES: Final = 1000
 MAX_BYTES: Final = 16 * 2**20
-"""How much of an entity's history one transaction blanks."""
+"""How much of an entity's history one transaction blanks: changes, and bytes of their units, which are written anew."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -129,12 +129,13 @@ def select_changes(namespace: str, key: EntityKey, after: int) -> Statement:
     return Statement(
         """SELECT revision, start, length, (SELECT substring(body FROM start + 1 FOR size) FROM units
             WHERE namespace = %s AND revision = sized.revision), walked
-        FROM (SELECT *, sum(size) OVER (ORDER BY revision) AS bytes, row_number() OVER (ORDER BY revision) AS position,
+        FROM (SELECT *, sum(whole) OVER (ORDER BY revision) AS bytes, row_number() OVER (ORDER BY revision) AS position,
                 count(*) OVER () AS walked
-            FROM (SELECT v.revision, v.start, v.length, u.size
+            FROM (SELECT v.revision, v.start, v.length, u.size, u.whole
                 FROM (SELECT revision, start, length FROM versions
                     WHERE namespace = %s AND type = %s AND id = %s AND revision > %s ORDER BY revision LIMIT %s) v
-                CROSS JOIN LATERAL (SELECT coalesce(slice.start + slice.length - v.start, v.length) AS size
+                CROSS JOIN LATERAL (SELECT coalesce(slice.start + slice.length - v.start, v.length) AS size,
+                        octet_length(body) AS whole
                     FROM units CROSS JOIN LATERAL previous_slice(body, v.start + v.length) AS slice
                     WHERE namespace = %s AND revision = v.revision OFFSET 0) u) placed
         ) sized WHERE position = 1 OR (position <= %s AND bytes <= %s) ORDER BY revision""",

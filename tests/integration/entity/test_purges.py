@@ -11,7 +11,10 @@ from strandline.rpc.v1 import access_pb2
 from strandline.stream.v1 import feed_pb2
 
 from services.entity.as_of import select_states, state_of
+from services.entity.model import EntityKey
+from services.entity.purges import Purges
 from services.entity.writes import Writer
+from services.runtime.call import Namespace
 from tests.integration.entity.conftest import Replica, Shore, error_info, eventually, reason, refusal
 from tests.integration.entity.test_snapshots import snapshot
 from tests.integration.entity.test_types import remove_type
@@ -193,6 +196,31 @@ async def test_a_long_history_is_blanked_in_steps(shore: Shore, monkeypatch: pyt
     assert [
         change.entity.data["n"] for unit in await shore.units() for change in unit.changes if "b2" in change.entity.name
     ] == list(range(40))
+
+
+async def test_what_is_blanked_at_once_is_bound_by_the_units_that_are_written_anew(
+    shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.entity.purge_changes.MAX_BYTES", 100_000)
+    blanked: list[int] = []
+    real = Purges._blank
+
+    async def blank(self: Purges, namespace: Namespace, key: EntityKey, after: int) -> int:
+        last = await real(self, namespace, key, after)
+        blanked.append(last - after)
+        return last
+
+    monkeypatch.setattr(Purges, "_blank", blank)
+    await shore.declare()
+    for n in range(12):
+        await shore.transact(
+            shore.updating("b1", {"n": n, "where": secret_of(shore)}, allow_missing=True),
+            shore.creating(f"big{n}", {"s": "x" * 30_000}),
+        )
+    await purge(shore, "b1")
+    assert blanked
+    assert max(blanked[1:], default=0) <= 3
+    assert await places_of(shore, secret_of(shore)) == set()
 
 
 async def test_a_purge_frees_what_it_counted_for(shore: Shore) -> None:
