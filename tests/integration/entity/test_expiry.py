@@ -19,7 +19,7 @@ from services.entity.decisions import Effect, Prepared, decide
 from services.entity.model import EntityKey
 from services.entity.mutations import Kind
 from services.entity.writes import Writer
-from services.runtime.database import Connection, Statement
+from services.runtime.database import Connection, Statement, pipeline
 from services.runtime.errors import FailedPrecondition, Unavailable
 from tests.integration.entity.conftest import Replica, Shore, eventually, pointers, reason, refusal
 
@@ -237,18 +237,17 @@ async def test_one_that_is_deleted_while_it_is_put_off_is_waited_for_no_more(
     await shore.replica.deployment.rows(
         "UPDATE expirations SET due_time = now() WHERE namespace = %s RETURNING 1", shore.namespace.id
     )
-    real = expiry.pipeline
 
     async def delete_before_the_commit(connection: Connection, *statements: Statement) -> object:
         *update, commit = statements
-        await real(connection, *update)
+        await pipeline(connection, *update)
         deleting = asyncio.create_task(shore.delete("b1"))
         await asyncio.sleep(0.3)
         assert not deleting.done(), "it waits for this transaction"
-        await real(connection, commit)
+        await pipeline(connection, commit)
         return await deleting
 
-    monkeypatch.setattr(expiry, "pipeline", delete_before_the_commit)
+    monkeypatch.setattr("services.entity.expiry.pipeline", delete_before_the_commit)
     await shore.replica.service.expirer._postpone(shore.namespace, [EntityKey("buoy", "b1")])
     assert await waited_for(shore) == 0
 
