@@ -24,7 +24,7 @@ from services.entity.examination import (
     add_probe,
     examined_statement,
 )
-from services.entity.index_keys import IndexField, encode, parse_index_field
+from services.entity.index_keys import IndexField, encode
 from services.entity.lists import parsed_filter, ready_indexes
 from services.entity.planned_reads import read_planned
 from services.entity.planner import Plan, plan_end, plan_list
@@ -75,14 +75,6 @@ class Aggregates:
 
     head: Head
     groups: Sequence[Group]
-
-
-def parse_field(text: str, field: str) -> Path:
-    """The path that *text* names; ``INVALID_FIELD`` for *field* if it names none or carries a direction or function."""
-    parsed = parse_index_field(text, field=field)
-    if parsed.descending or parsed.folded:
-        raise invalid_field(field, "takes the plain name of a field, such as data.country")
-    return parsed.path
 
 
 class Aggregator:

@@ -8,7 +8,8 @@ from typing import cast
 from google.protobuf import struct_pb2
 from strandline.entity.v1 import entity_service_pb2 as pb
 
-from services.entity.aggregates import Aggregates, Aggregation, Function, Request, Scalar, parse_field
+from services.entity.aggregates import Aggregates, Aggregation, Function, Request, Scalar
+from services.entity.index_keys import parse_plain_field
 from services.entity.model import MAX_ANSWER_BYTES, parse_type_name
 from services.runtime.errors import FailedPrecondition
 
@@ -19,7 +20,7 @@ def parse_aggregates(request: pb.AggregateEntitiesRequest) -> Request:
         parse_type_name(request.parent, "parent"),
         request.filter,
         tuple(_aggregation(message, f"aggregations[{place}]") for place, message in enumerate(request.aggregations)),
-        tuple(parse_field(text, f"group_by[{place}]") for place, text in enumerate(request.group_by)),
+        tuple(parse_plain_field(text, f"group_by[{place}]") for place, text in enumerate(request.group_by)),
     )
 
 
@@ -27,7 +28,7 @@ def _aggregation(message: pb.Aggregation, field: str) -> Aggregation:
     function = cast("Function", message.WhichOneof("function"))
     if function == "count":
         return Aggregation(function)
-    return Aggregation(function, parse_field(getattr(message, function).field, f"{field}.{function}.field"))
+    return Aggregation(function, parse_plain_field(getattr(message, function).field, f"{field}.{function}.field"))
 
 
 def render_aggregates(found: Aggregates) -> pb.AggregateEntitiesResponse:

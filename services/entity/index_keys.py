@@ -109,6 +109,14 @@ def parse_index_field(text: str, *, array: bool = False, field: str = "indexes")
     return IndexField(path, match["desc"] is not None, array, match["folded"] is not None)
 
 
+def parse_plain_field(text: str, field: str) -> Path:
+    """Return the path that *text* names; ``INVALID_FIELD`` for *field* if it names none, or has ``desc``, ``lower``."""
+    parsed = parse_index_field(text, field=field)
+    if parsed.descending or parsed.folded:
+        raise invalid_field(field, "takes the plain name of a field, such as data.country")
+    return parsed.path
+
+
 def parse_index(
     fields: Sequence[str],
     *,

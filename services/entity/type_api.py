@@ -17,7 +17,7 @@ from services.entity.compatibility import Mode
 from services.entity.content import canonical
 from services.entity.evolution import Comparer, StaleJudgement, index_uses, judge, lease_uses
 from services.entity.index_builds import IndexBuilder
-from services.entity.index_keys import parse_index, parse_index_field
+from services.entity.index_keys import parse_index, parse_index_field, parse_plain_field
 from services.entity.ledger import EntityUnit
 from services.entity.long_running import OperationRunner
 from services.entity.model import MAX_ANSWER_BYTES, OnDelete, encode_type, parse_namespace, parse_type_name, type_name
@@ -216,13 +216,12 @@ def _indexes(declared: Sequence[entity_pb2.Index]) -> list[DeclaredIndex]:
 
 def _references(declared: Sequence[entity_pb2.Reference]) -> list[DeclaredReference]:
     references = []
+    paths = set()
     for place, reference in enumerate(declared):
-        field = f"type.references[{place}].field"
-        if parse_index_field(reference.field, field=field).descending:
-            raise invalid_field(field, "expected data.<name>")
+        paths.add(parse_plain_field(reference.field, f"type.references[{place}].field"))
         on_delete = OnDelete(reference.on_delete or OnDelete.RESTRICT)
         references.append(DeclaredReference(reference.field, reference.type, on_delete))
-    if len({parse_index_field(reference.field).path for reference in references}) < len(references):
+    if len(paths) < len(references):
         raise invalid_field("type.references", "a field is named twice")
     return references
 

@@ -11,7 +11,7 @@ from services.entity.catalog import missing_type
 from services.entity.compatibility import Mode
 from services.entity.content import canonical
 from services.entity.evolution import Judgement, StaleJudgement, check_fields, index_uses, lease_uses
-from services.entity.index_keys import parse_index, parse_index_field
+from services.entity.index_keys import parse_index, parse_plain_field
 from services.entity.model import EntityType, Index, IndexState, OnDelete, Reference, encode_type, type_name
 from services.entity.operation_store import OperationKey
 from services.entity.retention_store import Lease
@@ -224,7 +224,7 @@ class TypeRound:
         references = []
         for place, one in enumerate(declared):
             where = f"type.references[{place}]"
-            path = parse_index_field(one.field, field=f"{where}.field").path
+            path = parse_plain_field(one.field, f"{where}.field")
             if not _holds_ids(types, path):
                 raise invalid_field(f"{where}.field", "the schema must declare a string there, or an array of strings")
             # Of an update that says nothing of references: a type that is referred to is not removed.

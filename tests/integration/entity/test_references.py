@@ -71,6 +71,7 @@ async def references_ready(shore: Shore, type_id: str = "ship") -> entity_pb2.En
         ({"field": "data.unknown", "type": "port"}, "type.references[0].field"),
         ({"field": "data.at", "type": "port"}, "type.references[0].field"),
         ({"field": "data.port desc", "type": "port"}, "type.references[0].field"),
+        ({"field": "lower(data.port)", "type": "port"}, "type.references[0].field"),
         ({"field": "port", "type": "port"}, "type.references[0].field"),
         ({"field": "data.port", "type": "No"}, "type.references[0].type"),
     ],
