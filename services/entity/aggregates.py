@@ -95,7 +95,7 @@ class Aggregator:
         """
         answers_ends = False
 
-        def plan(compiled: CompiledType, max_examined: int) -> list[Statement]:
+        async def plan(compiled: CompiledType, max_examined: int) -> list[Statement]:
             nonlocal answers_ends
             ends = _plan_ends(namespace, request, compiled)
             answers_ends = ends is not None

@@ -42,7 +42,7 @@ class Counter:
             FailedPrecondition: INDEX_REQUIRED, as for the list; or a minimum that does not exist.
         """
 
-        def plan(compiled: CompiledType, max_examined: int) -> list[Statement]:
+        async def plan(compiled: CompiledType, max_examined: int) -> list[Statement]:
             walk = plan_list(parsed_filter(filter, compiled), "", ready_indexes(compiled), compiled.field_types)
             if walk.empty:
                 return []

@@ -5,32 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
 
-import psycopg
-
-from services.entity import catalog
-from services.entity.catalog import Catalog, missing_type
+from services.entity.catalog import Catalog
 from services.entity.content import CompiledType
 from services.entity.list_queries import Position, Walk, page_statement
 from services.entity.model import MAX_ANSWER_BYTES, IndexState
+from services.entity.planned_reads import read_planned
 from services.entity.planner import Indexes, Plan, plan_list
-from services.entity.reads import current_head
 from services.entity.searches import full_text_index, parse_search, plan_search, rarest, select_frequencies
 from services.runtime import wire
 from services.runtime.call import MinRevision, Namespace
-from services.runtime.changelog import Head, select_head
-from services.runtime.database import Database, Row
-from services.runtime.errors import Error, InvalidArgument, Unavailable
+from services.runtime.changelog import Head
+from services.runtime.database import Database, Row, Statement
+from services.runtime.errors import InvalidArgument
 from services.runtime.filters import parse_filter
 from services.runtime.filters.ast import Node
 from services.runtime.page_tokens import list_binding, open_token, page_size, seal
-
-MAX_EXAMINED: Final = 10_000
-"""Rows that a page examines."""
-MAX_EXAMINED_OF_SLOW: Final = 300
-"""The same when the filter and the entities are so large that the database gave up on more."""
-_MAX_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,54 +71,28 @@ class Lister:
         )
         token = query.page_token
         after = decode_position(open_token(self._token_key, binding, token)) if token else None
-        known = self._types.recall(namespace.id, [query.type_id])
-        for _ in range(_MAX_ATTEMPTS):
-            compiled = known.get(query.type_id)
-            reading = await self._read(namespace, query, compiled, after)
-            head = current_head(namespace, reading.head_rows, minimum)
-            known = self._types.refresh(namespace.id, reading.type_rows, known)
-            if query.type_id not in known:
-                raise missing_type(query.type_id)
-            if known[query.type_id] is not compiled:
-                continue  # planned for what the type no longer is
-            if reading.refusal is not None:
-                raise reading.refusal
-            messages, end = fill_page(reading.rows, page_size(query.page_size), reading.max_examined)
-            position = encode_position(Position(reading.index_id, end[0], end[1])) if end is not None else b""
-            return Page(head, messages, seal(self._token_key, binding, position) if position else "")
-        raise Unavailable("OVERLOADED", "the type is being changed all the time; retry")
-
-    async def _read(
-        self, namespace: Namespace, query: Query, compiled: CompiledType | None, after: Position | None
-    ) -> _Reading:
-        """Head, type and rows of one snapshot; the rows only if *compiled* could be planned for."""
-        known = {query.type_id: compiled} if compiled is not None else {}
-        statements = [select_head(namespace.id), catalog.select(namespace.id, [query.type_id], known)]
-        plan, refusal = None, None
-        if compiled is not None:
-            try:
-                if query.search:
-                    plan = await self._plan_search(namespace, compiled, query, after)
-                else:
-                    plan = plan_query(compiled, query, after)
-            except Error as failure:
-                refusal = failure
-        if plan is None or plan.empty:
-            head_rows, type_rows = await self._database.read(namespace.id, *statements)
-            return _Reading(head_rows, type_rows, [], None, 0, refusal)
         limit = page_size(query.page_size) + 1
-        for max_examined in (MAX_EXAMINED, MAX_EXAMINED_OF_SLOW):
-            walk = Walk(
-                namespace.id, query.type_id, plan, after, query.show_deleted, limit, max_examined, MAX_ANSWER_BYTES
-            )
-            try:
-                head_rows, type_rows, rows = await self._database.read(namespace.id, *statements, page_statement(walk))
-            except psycopg.errors.QueryCanceled:
-                if max_examined == MAX_EXAMINED_OF_SLOW:
-                    raise
+        planned = Plan()
+
+        async def plan(compiled: CompiledType, max_examined: int) -> list[Statement]:
+            nonlocal planned
+            if query.search:
+                planned = await self._plan_search(namespace, compiled, query, after)
             else:
-                return _Reading(head_rows, type_rows, rows, plan.index_id, max_examined, None)
-        raise AssertionError("unreachable")
+                planned = plan_query(compiled, query, after)
+            if planned.empty:
+                return []
+            walk = Walk(
+                namespace.id, query.type_id, planned, after, query.show_deleted, limit, max_examined, MAX_ANSWER_BYTES
+            )
+            return [page_statement(walk)]
+
+        head, max_examined, rows = await read_planned(
+            self._database, self._types, namespace, query.type_id, minimum, plan
+        )
+        messages, end = fill_page(rows[0] if rows else [], page_size(query.page_size), max_examined)
+        position = encode_position(Position(planned.index_id, end[0], end[1])) if end is not None else b""
+        return Page(head, messages, seal(self._token_key, binding, position) if position else "")
 
     async def _plan_search(
         self, namespace: Namespace, compiled: CompiledType, query: Query, after: Position | None
@@ -143,17 +107,6 @@ class Lister:
             (rows,) = await self._database.read(namespace.id, select_frequencies(namespace.id, index.id, keys))
             walked = rarest(rows)
         return plan_search(keys, walked, index.id, parsed_filter(query.filter, compiled))
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    head_rows: Sequence[Row]
-    type_rows: Sequence[Row]
-    rows: Sequence[Row]
-    index_id: int | None
-    max_examined: int
-    refusal: Error | None
-    """Why nothing was planned, if the type still is what the plan was for."""
 
 
 def plan_query(compiled: CompiledType, query: Query, after: Position | None) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
 import psycopg
@@ -10,16 +10,19 @@ import psycopg
 from services.entity import catalog
 from services.entity.catalog import Catalog, missing_type
 from services.entity.content import CompiledType
-from services.entity.lists import MAX_EXAMINED, MAX_EXAMINED_OF_SLOW
 from services.entity.reads import current_head
 from services.runtime.call import MinRevision, Namespace
 from services.runtime.changelog import Head, select_head
 from services.runtime.database import Database, Row, Statement
 from services.runtime.errors import Error, Unavailable
 
+MAX_EXAMINED: Final = 10_000
+"""Rows that a read examines."""
+MAX_EXAMINED_OF_SLOW: Final = 300
+"""The same when the filter and the entities are so large that the database gave up on more."""
 _MAX_ATTEMPTS: Final = 5
 
-Planner: TypeAlias = Callable[[CompiledType, int], Sequence[Statement]]
+Planner: TypeAlias = Callable[[CompiledType, int], Awaitable[Sequence[Statement]]]
 """The statements that answer for a type, examining at most so many rows; it may raise what the plan is refused with."""
 
 
@@ -41,7 +44,7 @@ async def read_planned(
         refusal: Error | None = None
         if compiled is not None:
             try:
-                statements = plan(compiled, max_examined)
+                statements = await plan(compiled, max_examined)
             except Error as failure:
                 refusal = failure
         try:

@@ -299,7 +299,7 @@ async def test_a_read_mask_returns_only_what_it_names(shore: Shore) -> None:
 
 
 async def test_a_page_examines_at_most_its_budget(shore: Shore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.entity.lists.MAX_EXAMINED", 100)
+    monkeypatch.setattr("services.entity.planned_reads.MAX_EXAMINED", 100)
     await shore.declare(indexes=[{"fields": ["data.n"]}])
     await shore.batch(*(shore.creating(f"b{n:03}", {"n": n, "odd": n == 333}) for n in range(450)))
     for query in (
@@ -330,7 +330,7 @@ async def test_a_walk_that_the_database_gives_up_on_is_made_shorter(
         # Text that does not compress, and that the database puts together anew for each comparison.
         ids = [f"b{n:03}" for n in range(start, start + 20)]
         await shore.batch(*(shore.creating(entity_id, {"t": os.urandom(100_000).hex()}) for entity_id in ids))
-    monkeypatch.setattr("services.entity.lists.MAX_EXAMINED_OF_SLOW", 1)
+    monkeypatch.setattr("services.entity.planned_reads.MAX_EXAMINED_OF_SLOW", 1)
     text = " AND ".join(["NOT data.a.b = 1"] * 99 + ["NOT data.t != 'x'"])
     await replica.deployment.execute("ALTER ROLE entity_app SET statement_timeout = '150ms'")
     try:
@@ -342,7 +342,7 @@ async def test_a_walk_that_the_database_gives_up_on_is_made_shorter(
 
 
 async def test_deleted_entities_in_the_way_end_a_page_too(shore: Shore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.entity.lists.MAX_EXAMINED", 100)
+    monkeypatch.setattr("services.entity.planned_reads.MAX_EXAMINED", 100)
     await shore.declare()
     await shore.batch(*(shore.creating(f"b{n:03}", {}) for n in range(250)))
     await shore.batch(*(shore.deleting(f"b{n:03}") for n in range(240)))
