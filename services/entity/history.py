@@ -188,7 +188,7 @@ class History:
         Raises:
             NotFound: it has none.
         """
-        binding = binding_of("revisions", namespace.id, *key)
+        binding = binding_of("revisions", namespace.id, namespace.epoch, *key)
         before = int(open_token(self._token_key, binding, page_token)) if page_token else 2**62
         head_rows, rows = await self._database.read(
             namespace.id,
