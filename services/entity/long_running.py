@@ -67,19 +67,21 @@ class OperationRunner:
                 await asyncio.wait_for(self._wanted.wait(), LOOK_SECONDS)
 
     async def work(self) -> None:
-        """Do all the work that can be done, one step of each operation in turn."""
-        (rows,) = await self._database.read("", operation_store.select_jobs())
-        going_on = [OperationKey(*row) for row in rows]
-        while going_on:
-            left = []
-            for key in going_on:
+        """Do all the work that can be done, one step of each operation in turn; what begins meanwhile joins in."""
+        resting: set[OperationKey] = set()
+        while True:
+            (rows,) = await self._database.read("", operation_store.select_jobs())
+            due = [key for row in rows if (key := OperationKey(*row)) not in resting]
+            if not due:
+                return
+            for key in due:
                 try:
-                    if await self._take_step(key):
-                        left.append(key)
+                    if not await self._take_step(key):
+                        resting.add(key)
                 except Exception:
+                    resting.add(key)
                     logger.exception("%s rests after a failure", key.name)
                 await asyncio.sleep(0)
-            going_on = left
 
     async def _take_step(self, key: OperationKey) -> bool:
         """Whether something is left to do."""

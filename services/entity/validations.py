@@ -6,6 +6,7 @@ reader is seen or not. No lock is held but on the operation itself.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import orjson
@@ -25,10 +26,6 @@ MAX_SAMPLE: Final = 10
 class EntityValidation:
     """The worker. ``progress``: ``after``, the last id that was seen; ``invalid``, how many; ``sample``, which ones."""
 
-    def __init__(self) -> None:
-        # Of operations on their way: compiling takes as long as checking hundreds of entities.
-        self._validators: dict[OperationKey, Validator] = {}
-
     async def take_step(
         self, connection: Connection, key: OperationKey, request: JsonObject, so_far: JsonObject
     ) -> StepDone:
@@ -37,10 +34,7 @@ class EntityValidation:
         (rows,) = await pipeline(
             connection, type_store.select_live(key.namespace, request["type"], after, ENTITIES_AT_ONCE)
         )
-        if key not in self._validators:
-            # The sample outlives the content that it is about, which may be purged meanwhile.
-            self._validators[key] = schemas.compile_schema(request["schema"], mask="the value")
-        validator = self._validators[key]
+        validator = _validator(orjson.dumps(request["schema"]))
         for entity_id, text in rows:
             data = orjson.loads(text)
             if validator.is_valid(data):
@@ -50,8 +44,13 @@ class EntityValidation:
                 first = schemas.violation_error(validator, data, "data").violations[0]
                 name = entity_name(key.namespace, EntityKey(request["type"], entity_id))
                 sample.append({"name": name, "pointer": first.pointer, "message": first.message})
-        done = len(rows) < ENTITIES_AT_ONCE
-        if done:
-            del self._validators[key]
         after = rows[-1][0] if rows else after
-        return StepDone({"after": after, "invalid": invalid, "sample": sample}, len(rows), done)
+        return StepDone({"after": after, "invalid": invalid, "sample": sample}, len(rows), len(rows) < ENTITIES_AT_ONCE)
+
+
+# Compiling takes as long as checking hundreds of entities. Only a few are kept: of an operation that another process
+# ends, nobody here hears.
+@lru_cache(maxsize=16)
+def _validator(schema: bytes) -> Validator:
+    # The sample outlives the content that it is about, which may be purged meanwhile.
+    return schemas.compile_schema(orjson.loads(schema), mask="the value")

@@ -199,16 +199,11 @@ async def test_a_validation_that_was_cut_off_goes_on_where_it_was(
 ) -> None:
     monkeypatch.setattr("services.entity.validations.ENTITIES_AT_ONCE", 5)
     await fill(shore, 20, bad={2, 17})
-    # Not known to the runners of the replicas before it is half done.
-    key = OperationKey(shore.namespace.id, shore.namespace.epoch, uuid.uuid4().hex)
     database = Database(deployment.app_url)
     try:
         worker = DyingWorker(steps=2)
         runner = OperationRunner(database, {OperationKind.VALIDATE_ENTITIES: worker})
-        async with database.connection() as connection, connection.transaction():
-            await connection.execute("SELECT set_config('app.namespace', %s, true)", (shore.namespace.id,))
-            for statement in operation_store.begin_validation(key, "buoy", SHORT):
-                await connection.execute(statement.sql, statement.params)
+        key = await begin_unnoticed(shore, database)
         with pytest.raises(asyncio.CancelledError):
             await runner.work()
         half = await get_operation(shore, key.name)
@@ -218,6 +213,40 @@ async def test_a_validation_that_was_cut_off_goes_on_where_it_was(
         await database.close()
     result = (await get_operation(shore, key.name)).validation
     assert (result.examined, result.invalid) == (20, 2)
+
+
+async def begin_unnoticed(shore: Shore, database: Database) -> OperationKey:
+    """Begin a validation that the runners of the replicas do not know of before they look for themselves."""
+    key = OperationKey(shore.namespace.id, shore.namespace.epoch, uuid.uuid4().hex)
+    async with database.connection() as connection, connection.transaction():
+        await connection.execute("SELECT set_config('app.namespace', %s, true)", (shore.namespace.id,))
+        for statement in operation_store.begin_validation(key, "buoy", SHORT):
+            await connection.execute(statement.sql, statement.params)
+    return key
+
+
+async def test_an_operation_does_not_wait_for_the_end_of_those_that_began_before(
+    deployment: Deployment, shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.entity.validations.ENTITIES_AT_ONCE", 5)
+    await fill(shore, 20, bad=set())
+    steps: list[OperationKey] = []
+
+    class WatchedWorker(EntityValidation):
+        async def take_step(self, connection: Any, key: OperationKey, *arguments: Any) -> Any:
+            if not steps:
+                await begin_unnoticed(shore, database)
+            steps.append(key)
+            return await super().take_step(connection, key, *arguments)
+
+    database = Database(deployment.app_url)
+    try:
+        first = await begin_unnoticed(shore, database)
+        await OperationRunner(database, {OperationKind.VALIDATE_ENTITIES: WatchedWorker()}).work()
+    finally:
+        await database.close()
+    (second,) = set(steps) - {first}
+    assert steps.index(second) < max(place for place, key in enumerate(steps) if key == first)
 
 
 class DyingWorker(EntityValidation):
