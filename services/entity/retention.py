@@ -6,7 +6,7 @@ older than 24 hours. A lease keeps what its consumer has not acknowledged, but n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -112,6 +112,6 @@ async def in_life(
                 await connection.rollback()
 
 
-async def choose(database: Database, namespace: Namespace, policy: Policy) -> None:
-    """Let *policy* hold from now on; the next cut goes by it."""
-    await in_life(database, namespace, store.put_policy(namespace.id, policy))
+async def choose(database: Database, namespace: Namespace, policy: Policy, chosen: Collection[str]) -> None:
+    """Let what is *chosen* of *policy* hold from now on; the next step of a cut goes by it."""
+    await in_life(database, namespace, store.put_policy(namespace.id, policy, chosen))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
@@ -40,9 +41,10 @@ class RetentionHandlers:
         namespace = namespace_of_call(call)
         _check_name(request.retention.name, namespace.id, "retention.name")
         (rows,) = await self._database.read(namespace.id, retention_store.select_policy(namespace.id))
-        policy = replace(_chosen(request, retention_store.policy_of(rows)), updated_by=call.actor)
+        chosen = _chosen(request)
+        policy = replace(_changed(request, chosen, retention_store.policy_of(rows)), updated_by=call.actor)
         if not request.validate_only:
-            await choose(self._database, namespace, policy)
+            await choose(self._database, namespace, policy, chosen)
         retention = await read_retention(self._database, namespace)
         head = retention.head
         call.position(head.revision, head.epoch)
@@ -58,20 +60,28 @@ def _check_name(name: str, namespace: str, field: str) -> None:
         raise invalid_field(field, "must be namespaces/{namespace}/retention")
 
 
-def _chosen(request: pb.UpdateRetentionRequest, policy: Policy) -> Policy:
-    """*policy* with what *request* takes from its retention."""
-    given = {field.name for field, _ in request.retention.ListFields()}
-    asked = set(request.update_mask) or given & _FIELDS
+def _chosen(request: pb.UpdateRetentionRequest) -> frozenset[str]:
+    """The fields that *request* takes from its retention."""
+    asked = frozenset(request.update_mask) or _given(request) & _FIELDS
     if "*" in asked:
-        asked = set(_FIELDS)
+        return _FIELDS
     if unknown := asked - _FIELDS:
         raise invalid_field("update_mask", f"{min(unknown)[:100]!r} is none of max_age, max_revisions, *")
-    if "max_age" in asked:
-        max_age = request.retention.max_age.ToTimedelta() if "max_age" in given else DEFAULT_AGE
+    return asked
+
+
+def _given(request: pb.UpdateRetentionRequest) -> frozenset[str]:
+    return frozenset(field.name for field, _ in request.retention.ListFields())
+
+
+def _changed(request: pb.UpdateRetentionRequest, chosen: Collection[str], policy: Policy) -> Policy:
+    """*policy* with what is *chosen* of the retention in *request*."""
+    if "max_age" in chosen:
+        max_age = request.retention.max_age.ToTimedelta() if "max_age" in _given(request) else DEFAULT_AGE
         if not MIN_AGE <= max_age <= MAX_AGE:
             raise invalid_field("retention.max_age", f"must be 24 hours to {MAX_AGE.days} days")
         policy = replace(policy, max_age=timedelta(seconds=max_age // timedelta(seconds=1)))
-    if "max_revisions" in asked:
+    if "max_revisions" in chosen:
         policy = replace(policy, max_revisions=request.retention.max_revisions)
     return policy
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -54,14 +54,23 @@ def policy_of(rows: Sequence[Row]) -> Policy:
     return Policy(*rows[0]) if rows else Policy()
 
 
-def put_policy(namespace: str, policy: Policy) -> Statement:
-    """Choose *policy*; its ``update_time`` is that of the database."""
+def put_policy(namespace: str, policy: Policy, chosen: Collection[str]) -> Statement:
+    """Choose of *policy* what is *chosen*, the names of its fields; what another has chosen of the rest stays."""
     return Statement(
         """INSERT INTO retentions (namespace, max_age, max_revisions, update_time, updated_by)
         VALUES (%s, %s, %s, now(), %s)
-        ON CONFLICT (namespace) DO UPDATE SET max_age = excluded.max_age, max_revisions = excluded.max_revisions,
+        ON CONFLICT (namespace) DO UPDATE SET
+            max_age = CASE WHEN %s THEN excluded.max_age ELSE retentions.max_age END,
+            max_revisions = CASE WHEN %s THEN excluded.max_revisions ELSE retentions.max_revisions END,
             update_time = excluded.update_time, updated_by = excluded.updated_by""",
-        (namespace, policy.max_age, policy.max_revisions, policy.updated_by),
+        (
+            namespace,
+            policy.max_age,
+            policy.max_revisions,
+            policy.updated_by,
+            "max_age" in chosen,
+            "max_revisions" in chosen,
+        ),
     )
 
 

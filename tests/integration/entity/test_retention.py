@@ -20,7 +20,7 @@ from strandline.entity.v1 import (
 from strandline.rpc.v1 import access_pb2
 from strandline.stream.v1 import feed_pb2, log_service_pb2
 
-from services.entity import compaction
+from services.entity import compaction, retention
 from services.entity.compaction import compact
 from services.entity.leases import Leases
 from services.entity.upkeep import forget_everywhere
@@ -119,6 +119,21 @@ async def test_an_owner_chooses_within_bounds(shore: Shore) -> None:
     assert (await choose(shore, mask=("max_age",), max_revisions=7)).max_age.seconds == 30 * DAY
     assert (await get(shore)).max_revisions == 5
     assert (await choose(shore, mask=("*",))).max_revisions == 0
+
+
+async def test_two_owners_who_choose_at_once_do_not_undo_each_other(
+    shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = retention.choose
+
+    async def choose_second(*late: Any) -> None:
+        monkeypatch.undo()
+        await choose(shore, max_age=Duration(seconds=90 * DAY))
+        await real(*late)
+
+    monkeypatch.setattr("services.entity.retention_api.choose", choose_second)
+    chosen = await choose(shore, max_revisions=7)
+    assert (chosen.max_age.seconds, chosen.max_revisions) == (90 * DAY, 7)
 
 
 async def test_what_is_too_old_is_cut_and_every_state_from_the_horizon_on_stays(shore: Shore) -> None:
