@@ -90,6 +90,8 @@ class Journal:
             found = cls(**orjson.loads(files.journal.read_bytes()))
         except FileNotFoundError:
             raise NothingToResume(f"there is no {name}: nothing to resume") from None
+        except (ValueError, TypeError):
+            raise NothingToResume(f"{name} is no journal of an export: begin anew, without --resume") from None
         asked = (namespace, sorted(set(types)), revision or found.revision)
         if (found.namespace, found.types, found.revision) != asked:
             of_types = ", ".join(found.types) or "all"

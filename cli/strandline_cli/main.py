@@ -189,6 +189,8 @@ def import_(
         except PlanRefused as failure:
             _refuse(str(failure))
         file, namespace, mode = unified.entities, namespace or unified.namespace, mode or ImportMode(unified.mode)
+        if mode == ImportMode.REPLACE_SET and unified.review_count:
+            _refuse("replace-set would delete the entities of the rows that are left out: decide about them first")
     if not namespace:
         _refuse("say which namespace")
     assert file is not None

@@ -14,8 +14,10 @@ from typing import Any
 import duckdb
 import psycopg
 import pytest
+from strandline_cli.main import app
 from strandline_cli.plan_command import PlanRefused, run_plan
 from strandline_cli.unify.run import Unified
+from typer.testing import CliRunner
 
 from tests.postgres import postgres  # noqa: F401  (a fixture)
 
@@ -119,6 +121,12 @@ def test_what_is_ambiguous_is_left_out_until_somebody_decides(tmp_path: Path) ->
     review[1]["decision"] = "skip"
     decisions.write_text("".join(json.dumps(item) + "\n" for item in review))
     assert sorted(entities(run_plan(plan, decisions, tmp_path / "out"))) == ["A1", "A2", "A3"]
+
+
+def test_nothing_is_replaced_while_rows_are_left_out(tmp_path: Path) -> None:
+    plan = harbours(tmp_path, TWINS)
+    refused = CliRunner().invoke(app, ["import", "demo", "--plan", str(plan), "--mode", "replace-set"])
+    assert (refused.exit_code, "decide about them first" in refused.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(
