@@ -143,10 +143,12 @@ class _Step:
             type_store.select_types(self._namespace, {type_id: 0}),
             type_store.select_unindexed(self._namespace, type_id, after_id, ENTITIES_AT_ONCE),
         )
+        ended = not rows or len(rows) == rows[0][0] < ENTITIES_AT_ONCE
+        rows = [row[1:] for row in rows]
         type_ = type_store.type_of(type_rows[0]) if type_rows else None
         for reference in type_.references if type_ else ():
             if type_ and reference.index_id == self._index_id:
-                return await self._fill_reference(type_, reference, rows)
+                return await self._fill_reference(type_, reference, rows, ended=ended)
         index = next((index for index in type_.indexes if index.id == self._index_id), None) if type_ else None
         if type_ is None or index is None:
             return [type_store.finish_job(self._namespace, self._index_id)]
@@ -156,7 +158,7 @@ class _Step:
         if index.spec.unique and (twice := await self._find_twice(index, rows)):
             return self._fail(type_, index, "entities have the same values", twice)
         statements = [store.fill_entries(self._namespace, sorted(entries))] if entries else []
-        if len(rows) == ENTITIES_AT_ONCE:
+        if not ended:
             return [*statements, self._advance(index.id, rows)]
         logger.info("an index of %s in %s is ready", type_id, self._namespace)
         return [
@@ -165,7 +167,9 @@ class _Step:
             type_store.finish_job(self._namespace, index.id),
         ]
 
-    async def _fill_reference(self, type_: EntityType, reference: Reference, rows: Sequence[Row]) -> list[Statement]:
+    async def _fill_reference(
+        self, type_: EntityType, reference: Reference, rows: Sequence[Row], *, ended: bool
+    ) -> list[Statement]:
         """As ``_fill``; fails when a live entity refers to what is not live."""
         entries: list[tuple[int, bool, bytes, str]] = []
         targets: dict[EntityKey, list[str]] = {}
@@ -191,7 +195,7 @@ class _Step:
                 type_store.put_jobs(self._namespace, type_.id, [(reference.index_id, True)]),
             ]
         statements = [store.fill_entries(self._namespace, sorted(entries))] if entries else []
-        if len(rows) == ENTITIES_AT_ONCE:
+        if not ended:
             return [*statements, self._advance(reference.index_id, rows)]
         logger.info("references from %s to %s in %s are ready", type_.id, reference.type, self._namespace)
         return [

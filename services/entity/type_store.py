@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from typing import Final, LiteralString
 
 import orjson
 
@@ -11,6 +12,9 @@ from services.entity.model import EntityType, Index, IndexState, OnDelete, Refer
 from services.runtime.database import Row, Statement, packed_bool, packed_int8, packed_text
 from services.runtime.filters.paths import parse_path
 from services.runtime.wire import JsonObject
+
+_STEP_BYTES: Final = 2**22
+"""Of entities that are looked at in one step, some of which hold a lock meanwhile."""
 
 
 def select_types(namespace: str, generations: Mapping[str, int]) -> Statement:
@@ -162,12 +166,8 @@ def select_versions(namespace: str, type_id: str, after: int, limit: int, max_by
 
 
 def select_live(namespace: str, type_id: str, after_id: str, limit: int) -> Statement:
-    """Rows (id, data) of the next live entities."""
-    return Statement(
-        """SELECT id, data::text FROM entities
-        WHERE namespace = %s AND type = %s AND id > %s AND delete_time IS NULL ORDER BY id LIMIT %s""",
-        (namespace, type_id, after_id, limit),
-    )
+    """Rows as those of ``select_unindexed`` of the next live entities."""
+    return _select_next(" AND delete_time IS NULL", namespace, type_id, after_id, limit)
 
 
 def allocate_index_ids(count: int) -> Statement:
@@ -292,11 +292,22 @@ def finish_job(namespace: str, index_id: int) -> Statement:
 
 
 def select_unindexed(namespace: str, type_id: str, after_id: str, limit: int) -> Statement:
-    """Rows (id, whether it is deleted, data) of the next entities to index."""
+    """Rows (how many of *limit* there are, id, whether it is deleted, data) of the next entities to index.
+
+    At least one if there is one; the others as far as they are 4 MiB together.
+    """
+    return _select_next("", namespace, type_id, after_id, limit)
+
+
+def _select_next(which: LiteralString, namespace: str, type_id: str, after_id: str, limit: int) -> Statement:
     return Statement(
-        """SELECT id, delete_time IS NOT NULL, data::text FROM entities
-        WHERE namespace = %s AND type = %s AND id > %s ORDER BY id LIMIT %s""",
-        (namespace, type_id, after_id, limit),
+        f"""SELECT there, id, deleted, data::text
+        FROM (SELECT id, deleted, data, sum(size) OVER (ORDER BY id) AS bytes,
+                row_number() OVER (ORDER BY id) AS position, count(*) OVER () AS there
+            FROM (SELECT id, delete_time IS NOT NULL AS deleted, data, octet_length(message) AS size FROM entities
+                WHERE namespace = %s AND type = %s AND id > %s{which} ORDER BY id LIMIT %s) page) sized
+        WHERE position = 1 OR bytes <= %s ORDER BY id""",  # noqa: S608
+        (namespace, type_id, after_id, limit, _STEP_BYTES),
     )
 
 

@@ -35,7 +35,7 @@ class EntityValidation:
             connection, type_store.select_live(key.namespace, request["type"], after, ENTITIES_AT_ONCE)
         )
         validator = _validator(orjson.dumps(request["schema"]))
-        for entity_id, text in rows:
+        for _, entity_id, _, text in rows:
             data = orjson.loads(text)
             if validator.is_valid(data):
                 continue
@@ -44,8 +44,9 @@ class EntityValidation:
                 first = schemas.violation_error(validator, data, "data").violations[0]
                 name = entity_name(key.namespace, EntityKey(request["type"], entity_id))
                 sample.append({"name": name, "pointer": first.pointer, "message": first.message})
-        after = rows[-1][0] if rows else after
-        return StepDone({"after": after, "invalid": invalid, "sample": sample}, len(rows), len(rows) < ENTITIES_AT_ONCE)
+        after = rows[-1][1] if rows else after
+        done = not rows or len(rows) == rows[0][0] < ENTITIES_AT_ONCE
+        return StepDone({"after": after, "invalid": invalid, "sample": sample}, len(rows), done)
 
 
 # Compiling takes as long as checking hundreds of entities. Only a few are kept: of an operation that another process

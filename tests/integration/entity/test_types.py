@@ -10,6 +10,7 @@ from google.protobuf import json_format
 from strandline.entity.v1 import entity_pb2, type_service_pb2
 from strandline.stream.v1 import feed_pb2
 
+from services.entity.type_store import select_live, select_unindexed
 from tests.integration.entity.conftest import (
     ANY,
     Replica,
@@ -363,6 +364,30 @@ async def test_the_entries_of_a_dropped_index_go_away(shore: Shore) -> None:
         return await shore.replica.deployment.rows(count, shore.namespace.id) == [(100,)]
 
     await eventually(gone)
+
+
+async def test_a_step_of_a_build_or_a_validation_reads_a_bounded_number_of_bytes(
+    shore: Shore, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.entity.type_store._STEP_BYTES", 10_000)
+    await shore.declare()
+    await shore.batch(*(shore.creating(f"b{n:02}", {"n": n, "text": "x" * 3000 * (n % 2)}) for n in range(20)))
+    await shore.create("b02a", {"n": 0, "text": "x" * 20_000})
+    for select in (select_unindexed, select_live):
+        after, found, steps = "", [], 0
+        while True:
+            (rows,) = await replica.service.database.read(
+                shore.namespace.id, select(shore.namespace.id, "buoy", after, 500)
+            )
+            if not rows:
+                break
+            assert len(rows) == 1 or sum(len(data) for *_, data in rows) <= 10_000
+            found += [entity_id for _, entity_id, _, _ in rows]
+            after, steps = found[-1], steps + 1
+        assert (len(found), found, steps > 4) == (21, sorted(found), True)
+    await shore.change_type(indexes=[{"fields": ["data.n"]}])
+    await ready(shore)
+    assert len(await shore.list_ids(order_by="data.n")) == 21
 
 
 async def test_a_build_goes_on_where_another_process_left_it(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
