@@ -69,6 +69,11 @@ def _begin(key: OperationKey, kind: OperationKind, request: JsonObject, type_id:
     ]
 
 
+def count_under_way(namespace: str, epoch: str) -> Statement:
+    """One row: how many operations of the namespace are not done."""
+    return Statement("SELECT count(*) FROM operation_jobs WHERE namespace = %s AND epoch = %s", (namespace, epoch))
+
+
 def select_operation(key: OperationKey) -> Statement:
     """A row for ``operation_of``, if there is such an operation."""
     return Statement(

@@ -23,12 +23,14 @@ from services.runtime import wire
 from services.runtime.call import Call, Namespace
 from services.runtime.changelog import Head, select_head
 from services.runtime.database import Database, Statement, pipeline
-from services.runtime.errors import invalid_field
+from services.runtime.errors import Unavailable, invalid_field
 from services.runtime.ids import uuid7
 from services.runtime.page_tokens import binding_of, open_token, page_size, seal
 from services.runtime.wire import JsonObject
 
 SERVICE: Final = "strandline.entity.v1.SchemaService"
+MAX_UNDER_WAY: Final = 20
+"""Operations of a namespace, each of which reads a whole type, as far as callers begin them; about."""
 
 
 class SchemaHandlers:
@@ -102,9 +104,14 @@ class SchemaHandlers:
         key = OperationKey(namespace.id, namespace.epoch, uuid7())
         begun = operation_store.begin_validation(key, type_id, schema)
         async with self._database.connection() as connection, connection.transaction():
-            await pipeline(
-                connection, Statement("SELECT set_config('app.namespace', %s, true)", (namespace.id,)), *begun
+            _, ((under_way,),) = await pipeline(
+                connection,
+                Statement("SELECT set_config('app.namespace', %s, true)", (namespace.id,)),
+                operation_store.count_under_way(namespace.id, namespace.epoch),
             )
+            if under_way >= MAX_UNDER_WAY:
+                raise Unavailable("OVERLOADED", f"{under_way} operations of the namespace are under way; retry")
+            await pipeline(connection, *begun)
         self._runner.wake()
         return pb.ValidateEntitiesResponse(operation=await read_operation(self._database, key))
 

@@ -249,6 +249,26 @@ async def test_an_operation_does_not_wait_for_the_end_of_those_that_began_before
     assert steps.index(second) < max(place for place, key in enumerate(steps) if key == first)
 
 
+async def test_a_namespace_has_only_so_many_operations_under_way(
+    deployment: Deployment, shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.entity.schema_api.MAX_UNDER_WAY", 1)
+    await fill(shore, 1, bad=set())
+    database = Database(deployment.app_url)
+    try:
+        key = await begin_unnoticed(shore, database)
+        async with database.connection() as connection, connection.transaction():
+            # As a process does that takes a step of it.
+            await connection.execute("SELECT set_config('app.namespace', %s, true)", (shore.namespace.id,))
+            taken = operation_store.take_operation(key)
+            await connection.execute(taken.sql, taken.params)
+            assert await reason(begin_validation(shore, SHORT)) == "OVERLOADED"
+        await OperationRunner(database, {OperationKind.VALIDATE_ENTITIES: EntityValidation()}).work()
+    finally:
+        await database.close()
+    assert (await finished(shore, (await begin_validation(shore, SHORT)).name)).done
+
+
 class DyingWorker(EntityValidation):
     """Is cut off in the middle of a step after *steps* of them, as by ``kill -9``: its transaction is lost."""
 
