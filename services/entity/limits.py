@@ -32,6 +32,8 @@ CONFIRM_SECONDS: Final = 600
 """How long an operation id confirms."""
 WRITE_BURST: Final = 500
 """Writes that may come at once whatever the quota per second: one unit."""
+_NOT_SOON: Final = "3600"
+"""Seconds after which to try again what needs a person first."""
 _NONE: Final = (0, 0)
 
 
@@ -213,7 +215,8 @@ class Counters:
         live, stored = self.usage.get("", _NONE)
         for name, used, growth, limit in (
             ("entities", live, sum(delta.entities for delta in deltas), quota.max_entities),
-            ("bytes", stored, sum(delta.bytes for delta in deltas), quota.max_bytes),
+            # What goes is never refused, although the time of its deletion takes some bytes.
+            ("bytes", stored, sum(delta.bytes for delta in deltas if delta.entities >= 0), quota.max_bytes),
         ):
             if limit and growth > 0 and used + growth > limit:
                 raise ResourceExhausted(
@@ -222,6 +225,7 @@ class Counters:
                     quota=name,
                     limit=str(limit),
                     used=str(used),
+                    retry_after=_NOT_SOON,
                 )
 
     def _spent(self, quota: Quota, writes: int, moment: datetime) -> Budget:

@@ -92,7 +92,12 @@ async def test_the_entity_beyond_the_quota_is_refused_and_a_delete_makes_room(sh
     await shore.transact(shore.creating("b1", {}), shore.creating("b2", {}))
     failure = await refusal(shore.transact(shore.creating("b3", {}), shore.creating("b4", {})))
     assert error_info(failure).reason == "QUOTA_EXCEEDED"
-    assert dict(error_info(failure).metadata) == {"quota": "entities", "limit": "3", "used": "2"}
+    assert dict(error_info(failure).metadata) == {
+        "quota": "entities",
+        "limit": "3",
+        "used": "2",
+        "retry_after": "3600",
+    }
     await shore.create("b3", {})
     await shore.update("b3", {"n": 1})
     assert await reason(shore.create("b4", {})) == "QUOTA_EXCEEDED"
@@ -111,6 +116,19 @@ async def test_bytes_beyond_the_quota_are_refused_and_shrinking_is_not(shore: Sh
     assert await reason(shore.update("b1", {"text": "x" * 4000})) == "QUOTA_EXCEEDED"
     await shore.update("b1", {"text": "x" * 10})
     await shore.create("b2", {"text": "x" * 2000})
+
+
+async def test_at_the_limit_of_bytes_what_is_there_can_be_deleted_and_purged(shore: Shore) -> None:
+    await shore.declare()
+    for entity_id in ("b1", "b2", "b3"):
+        await shore.create(entity_id, {"text": "x" * 500})
+    limited(shore, max_bytes=(await usage_of(shore)).bytes)
+    await shore.delete("b1")
+    assert await reason(shore.create("b4", {})) == "QUOTA_EXCEEDED"
+    await shore.transact(shore.deleting("b2"))
+    request = pb.PurgeEntityRequest(name=shore.name("b3"))
+    await shore.replica.entities.PurgeEntity(request, metadata=shore.metadata())
+    await shore.create("b4", {"text": "x" * 100})
 
 
 async def test_of_one_batch_exactly_as_many_pass_as_the_quota_has_room_for(shore: Shore) -> None:
