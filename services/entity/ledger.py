@@ -21,7 +21,7 @@ from services.entity.store import EntityRow
 from services.entity.type_changes import TypeChange, TypeRound
 from services.runtime import wire
 from services.runtime.changelog import DELETED, UPDATED
-from services.runtime.committer import Decision, Stamp, Unit
+from services.runtime.committer import Decision, Stamp, TooMuch, Unit
 from services.runtime.database import Row, Statement
 from services.runtime.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
 from services.runtime.rpc import status_of_error
@@ -50,6 +50,8 @@ class Write(Unit):
 
 
 EntityUnit: TypeAlias = Write | TypeChange | Purge
+MAX_READ_BYTES: Final = 16 * 2**20
+"""How much of the entities that a batch is about is read under the lock: small changes may be of large entities."""
 # No protobuf message begins with it.
 _REFUSAL: Final = b"\x00"
 
@@ -67,7 +69,7 @@ class EntityLedger:
         statements: list[Statement] = []
         if batch.keys:
             statements.append(catalog.select(namespace, batch.type_ids, batch.known))
-            statements.append(store.select_entities(namespace, batch.keys))
+            statements.append(store.select_some_entities(namespace, batch.keys, MAX_READ_BYTES))
             statements += Counters.reads(namespace, list(batch.type_ids), batch.writes)
         if batch.unique:
             statements.append(store.select_holders(namespace, batch.unique))
@@ -88,7 +90,10 @@ class EntityLedger:
         round_ = EntityRound(namespace)
         if batch.keys:
             round_.types = self._types.refresh(namespace, next(results), batch.known)
-            round_.entities = dict(map(store.entity_of, next(results)))
+            entity_rows = next(results)
+            round_.entities = dict(map(store.entity_of, entity_rows))
+            round_.unread = frozenset([EntityKey(row[0], row[1]) for row in entity_rows if row[-1] is None])
+            round_.alone = len(units) == 1
             round_.counters = Counters.of(namespace, self._confirmations, list(batch.type_ids), batch.writes, results)
         if batch.unique:
             for index_id, key, entity_id in next(results):
@@ -136,6 +141,9 @@ class EntityRound:
     namespace: str
     types: Mapping[str, CompiledType] = field(default_factory=dict)
     entities: Mapping[EntityKey, StoredEntity] = field(default_factory=dict)
+    unread: Set[EntityKey] = frozenset()
+    """Those of ``entities`` that are without content, because there was too much of it."""
+    alone: bool = False
     holders: dict[Entry, set[str]] = field(default_factory=dict)
     live: Set[EntityKey] = frozenset()
     referrers: dict[Entry, list[str]] = field(default_factory=dict)
@@ -152,6 +160,8 @@ class EntityRound:
         if isinstance(unit, Purge):
             assert self.purge_round is not None
             return self.purge_round.decide(unit, stamp)
+        if self.unread:
+            self._check_read(unit)
         try:
             if unit.preconditions:
                 preconditions.check(unit.preconditions, self.entities)
@@ -190,6 +200,18 @@ class EntityRound:
     def _building(self) -> frozenset[int]:
         """Indexes that are being filled."""
         return frozenset().union(*(compiled.building for compiled in self.types.values()))
+
+    def _check_read(self, unit: Write) -> None:
+        keys = {*(write.mutation.key for write in unit.writes), *(one.key for one in unit.preconditions)}
+        if self.unread.isdisjoint(keys | unit.claim.touched):
+            return
+        if not self.alone:
+            raise TooMuch
+        raise InvalidArgument(
+            "UNIT_TOO_LARGE",
+            f"the entities of the unit take more than {MAX_READ_BYTES} bytes; split it",
+            limit=str(MAX_READ_BYTES),
+        )
 
     def _effect(self, unit: Write, place: int, write: Prepared, stamp: Stamp) -> Effect:
         key = write.mutation.key

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final, LiteralString, NamedTuple
 
 from services.entity.content import Entry
-from services.entity.model import EntityKey, StoredEntity
+from services.entity.model import MAX_ENTITY_BYTES, EntityKey, StoredEntity
 from services.runtime.database import (
     Row,
     Statement,
@@ -78,6 +78,26 @@ def select_entities(namespace: str, keys: Sequence[EntityKey]) -> Statement:
         FROM unnest(%s::text[], %s::text[]) AS k (type, id)
         CROSS JOIN LATERAL (SELECT * FROM entities WHERE namespace = %s AND type = k.type AND id = k.id LIMIT 1) e""",
         (packed_text(types), packed_text(ids), namespace),
+    )
+
+
+def select_some_entities(namespace: str, keys: Sequence[EntityKey], max_bytes: int) -> Statement:
+    """As ``select_entities``; what is beyond *max_bytes* comes with null for its data and message.
+
+    Without an order for the sum, which would cost a sort: any of *keys* may be the ones beyond. Few keys, as nearly
+    always, cannot be too much, and are not summed up.
+    """
+    if len(keys) * MAX_ENTITY_BYTES <= max_bytes:
+        return select_entities(namespace, keys)
+    types, ids = zip(*keys, strict=True)
+    return Statement(
+        """SELECT type, id, uid, revision, create_time, delete_time, expire_time, created_by,
+            CASE WHEN bytes <= %s THEN data::text END, CASE WHEN bytes <= %s THEN message END
+        FROM (SELECT e.*, sum(octet_length(e.message)) OVER (ROWS UNBOUNDED PRECEDING) AS bytes
+            FROM unnest(%s::text[], %s::text[]) AS k (type, id)
+            CROSS JOIN LATERAL (SELECT * FROM entities
+                WHERE namespace = %s AND type = k.type AND id = k.id LIMIT 1) e) sized""",
+        (max_bytes, max_bytes, packed_text(types), packed_text(ids), namespace),
     )
 
 

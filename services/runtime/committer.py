@@ -107,11 +107,18 @@ U = TypeVar("U", bound=Unit)
 U_contra = TypeVar("U_contra", bound=Unit, contravariant=True)
 
 
+class TooMuch(Exception):
+    """A unit cannot be decided in this round, but in one of fewer units. Never raised in a round of one unit."""
+
+
 class Round(Protocol[U_contra]):
     """One batch under the lock. Nothing here awaits."""
 
     def decide(self, unit: U_contra, stamp: Stamp) -> Decision:
-        """What *unit* does at *stamp*; raises ``Error`` to refuse it. Must leave no trace when it raises."""
+        """What *unit* does at *stamp*; raises ``Error`` to refuse it, ``TooMuch`` to end the round here.
+
+        Must leave no trace when it raises.
+        """
         ...
 
     def writes(self, accepted: Sequence[tuple[U_contra, Stamp]]) -> Sequence[Statement]:
@@ -350,7 +357,7 @@ class Committer(Generic[U]):
         for item, result in zip(batch[:decided], deciding.results, strict=True):
             item.submission.answer(item.place, result)
         # The rest was read in vain. It goes in portions that grow, or all of it would be read again for each that fits.
-        portion = decided
+        portion = decided or 1
         while decided < len(batch):
             await self._attempt(connection, namespace, batch[decided : decided + portion])
             decided += portion
@@ -402,6 +409,7 @@ class _Deciding(Generic[U]):
         self._head = head
         self._commit_time = head.commit_time
         self._logged_bytes = 0
+        self._cut = False
         self.revision = head.revision
         self.logged: list[bytes] = []
         self.answered = False
@@ -411,7 +419,7 @@ class _Deciding(Generic[U]):
     @property
     def enough(self) -> bool:
         # Sizes are estimates until a unit is decided: what it deletes is known only under the lock.
-        return self._logged_bytes > MAX_BATCH_BYTES
+        return self._cut or self._logged_bytes > MAX_BATCH_BYTES
 
     def statements(self, namespace: str, units: Sequence[U]) -> list[Statement]:
         """Decide *units*; statements that write what they do."""
@@ -423,6 +431,8 @@ class _Deciding(Generic[U]):
                 break
             try:
                 self._decide(unit, logged, answers, accepted)
+            except TooMuch:
+                self._cut = True
             except Exception as failure:
                 if not isinstance(failure, Error):
                     logger.exception("a unit could not be decided")

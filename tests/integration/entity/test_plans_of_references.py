@@ -11,7 +11,7 @@ import pytest
 
 from services.entity.index_keys import encode
 from services.entity.model import EntityKey
-from services.entity.store import select_live, select_referrers
+from services.entity.store import select_live, select_referrers, select_some_entities
 from services.runtime.database import INDEX_WALKS_ONLY, Statement
 from tests.integration.entity.conftest import Deployment
 
@@ -52,11 +52,19 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     [
         (select_live(NAMESPACE, TARGETS), len(TARGETS), len(TARGETS)),
         (select_live(NAMESPACE, [EntityKey("port", "e000001")]), 0, 1),
+        (select_some_entities(NAMESPACE, TARGETS, 100), len(TARGETS), len(TARGETS)),
         (select_referrers(NAMESPACE, ENTRIES, 501), len(ENTRIES), len(ENTRIES)),
         (select_referrers(NAMESPACE, HUB, 501), 501, 501),
         (select_referrers(NAMESPACE, [*HUB, *ENTRIES], 501, total=501), 501, 501 + len(ENTRIES)),
     ],
-    ids=["live targets", "a deleted target", "referrers", "referrers of a hub", "referrers up to a total"],
+    ids=[
+        "live targets",
+        "a deleted target",
+        "entities up to a size",
+        "referrers",
+        "referrers of a hub",
+        "referrers up to a total",
+    ],
 )
 async def test_only_what_is_asked_for_is_read(
     deployment: Deployment, filled: None, statement: Statement, found: int, bound: int, analyzed: bool

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import grpc
+import pytest
 from google.protobuf import json_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from strandline.entity.v1 import entity_service_pb2 as pb
 from strandline.stream.v1 import feed_pb2
 
 from services.entity.index_keys import encode
-from tests.integration.entity.conftest import Replica, Shore, error_info, operation
+from tests.integration.entity.conftest import Replica, Shore, error_info, operation, reason
 
 Key: TypeAlias = tuple[str, str]
 Data: TypeAlias = dict[str, Any]
@@ -349,3 +350,19 @@ async def test_many_writers_on_two_replicas_leave_nothing_dangling(
         answers = await asyncio.gather(*(outcome(send(sides[n % 2], unit)) for n, unit in enumerate(sent)))
         assert {answer for answer in answers if isinstance(answer, str)} <= REFUSALS
     await check_stored(shore, await replayed(shore))
+
+
+async def test_large_entities_are_read_in_portions_and_a_unit_of_too_many_is_refused(
+    shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.entity.ledger.MAX_READ_BYTES", 50_000)
+    await shore.declare()
+    await shore.batch(*(shore.creating(f"b{n:02}", {"s": "x" * 10_000}) for n in range(40)))
+    head = await shore.head()
+    answer = await shore.batch(*(shore.updating(f"b{n:02}", {"n": n}) for n in range(40)))
+    assert {result.status.code for result in answer.results} == {0}
+    assert await shore.head() == head + 40
+    assert await reason(shore.transact(*(shore.deleting(f"b{n:02}") for n in range(10)))) == "UNIT_TOO_LARGE"
+    assert await shore.head() == head + 40
+    await shore.transact(*(shore.deleting(f"b{n:02}") for n in range(4)))
+    assert len(await shore.list_ids()) == 36
