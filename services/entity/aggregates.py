@@ -17,7 +17,6 @@ from services.entity.catalog import Catalog
 from services.entity.content import CompiledType
 from services.entity.examination import (
     Examined,
-    Text,
     add_condition,
     add_entries,
     add_ids,
@@ -25,6 +24,7 @@ from services.entity.examination import (
     examined_statement,
 )
 from services.entity.index_keys import IndexField, encode
+from services.entity.list_queries import Text
 from services.entity.lists import parsed_filter, ready_indexes
 from services.entity.planned_reads import read_planned
 from services.entity.planner import Plan, plan_end, plan_list

@@ -7,12 +7,10 @@ key for each entry whose entity has to be looked at.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from services.entity.list_queries import Text, add_range, add_residual
 from services.entity.planner import Plan
-from services.entity.store import ENTITY_FIELDS
 from services.runtime.database import Statement
-from services.runtime.filters import compile_sql
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +22,6 @@ class Examined:
     plan: Plan
     limit: int
     show_deleted: bool = field(default=False, kw_only=True)
-
-
-@dataclass(slots=True)
-class Text:
-    """SQL with its parameters, in the order of the text."""
-
-    sql: str = ""
-    params: list[Any] = field(default_factory=list)
-
-    def add(self, sql: str, *params: Any) -> Text:
-        self.sql += sql
-        self.params += params
-        return self
-
-    def statement(self) -> Statement:
-        return Statement(self.sql, tuple(self.params))
 
 
 def examined_statement(range_: Examined) -> Statement:
@@ -87,18 +69,9 @@ def add_entries(text: Text, range_: Examined) -> None:
 
 
 def _add_entries(text: Text, range_: Examined, *, deleted: bool) -> None:
-    plan = range_.plan
-    text.add(
-        "(SELECT key, id FROM index_entries WHERE namespace = %s AND index_id = %s AND deleted = %s",
-        range_.namespace,
-        plan.index_id,
-        deleted,
-    )
-    if plan.lower is not None:
-        text.add(" AND key >= %s", plan.lower)
-    if plan.upper is not None:
-        text.add(" AND key < %s", plan.upper)
-    text.add(" ORDER BY key DESC, id DESC" if plan.reverse else " ORDER BY key, id")
+    text.add("(")
+    add_range(text, range_.namespace, range_.plan, deleted=deleted)
+    text.add(" ORDER BY key DESC, id DESC" if range_.plan.reverse else " ORDER BY key, id")
     text.add(" LIMIT %s)", range_.limit)
 
 
@@ -112,8 +85,4 @@ def add_condition(text: Text, range_: Examined) -> None:
     # The entries of an index already say which entities are alive.
     if range_.plan.index_id is None and not range_.show_deleted:
         text.add("delete_time IS NULL AND ")
-    if range_.plan.residual is None:
-        text.add("true")
-    else:
-        sql, params = compile_sql(range_.plan.residual, entity=ENTITY_FIELDS)
-        text.add(sql, *params)
+    add_residual(text, range_.plan)

@@ -8,7 +8,7 @@ statistics say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from services.entity.planner import Plan
@@ -42,27 +42,54 @@ class Walk:
 
 def page_statement(walk: Walk) -> Statement:
     """The statement that reads the page."""
-    text = _Text()
+    text = Text()
     if walk.plan.index_id is None:
         _walk_ids(text, walk)
     else:
         _walk_index(text, walk, walk.plan.index_id)
-    return Statement(text.sql, tuple(text.params))
+    return text.statement()
 
 
-class _Text:
+@dataclass(slots=True)
+class Text:
     """SQL with its parameters, in the order of the text."""
 
-    def __init__(self) -> None:
-        self.sql = ""
-        self.params: list[Any] = []
+    sql: str = ""
+    params: list[Any] = field(default_factory=list)
 
-    def add(self, sql: str, *params: Any) -> None:
+    def add(self, sql: str, *params: Any) -> Text:
         self.sql += sql
         self.params += params
+        return self
+
+    def statement(self) -> Statement:
+        return Statement(self.sql, tuple(self.params))
 
 
-def _walk_ids(text: _Text, walk: Walk) -> None:
+def add_range(text: Text, namespace: str, plan: Plan, *, deleted: bool) -> None:
+    """A SELECT of the entries (key, id) of live, or of deleted, entities in the range of *plan*, up to its WHERE."""
+    text.add(
+        "SELECT key, id FROM index_entries WHERE namespace = %s AND index_id = %s AND deleted = %s",
+        namespace,
+        plan.index_id,
+        deleted,
+    )
+    if plan.lower is not None:
+        text.add(" AND key >= %s", plan.lower)
+    if plan.upper is not None:
+        text.add(" AND key < %s", plan.upper)
+
+
+def add_residual(text: Text, plan: Plan) -> None:
+    """The condition on an entity that the range of *plan* leaves."""
+    if plan.residual is None:
+        text.add("true")
+    else:
+        sql, params = compile_sql(plan.residual, entity=ENTITY_FIELDS)
+        text.add(sql, *params)
+
+
+def _walk_ids(text: Text, walk: Walk) -> None:
     text.add(
         """SELECT ''::bytea, id, examined, matched, CASE WHEN matched AND bytes <= %s THEN message END FROM (
         SELECT *, sum(CASE WHEN matched THEN octet_length(message) END) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING)
@@ -72,7 +99,7 @@ def _walk_ids(text: _Text, walk: Walk) -> None:
     )
     if not walk.show_deleted:
         text.add("delete_time IS NULL AND ")
-    _residual(text, walk.plan)
+    add_residual(text, walk.plan)
     text.add(
         """ AS matched FROM (
         SELECT * FROM entities WHERE namespace = %s AND type = %s AND id > %s
@@ -86,7 +113,7 @@ def _walk_ids(text: _Text, walk: Walk) -> None:
     )
 
 
-def _walk_index(text: _Text, walk: Walk, index_id: int) -> None:
+def _walk_index(text: Text, walk: Walk, index_id: int) -> None:
     order = "ORDER BY key DESC, id DESC" if walk.plan.reverse else "ORDER BY key, id"
     text.add(
         """SELECT key, id, examined, matched, CASE WHEN bytes <= %s THEN message END FROM (
@@ -97,10 +124,10 @@ def _walk_index(text: _Text, walk: Walk, index_id: int) -> None:
     text.add(" ROWS UNBOUNDED PRECEDING) AS bytes FROM (SELECT key, id, row_number() OVER (")
     text.add(order)
     text.add(") AS examined FROM (")
-    _entries(text, walk, index_id, order, deleted=False)
+    _entries(text, walk, order, deleted=False)
     if walk.show_deleted:
         text.add(" UNION ALL ")
-        _entries(text, walk, index_id, order, deleted=True)
+        _entries(text, walk, order, deleted=True)
     text.add(") entries ")
     text.add(order)
     text.add(
@@ -110,7 +137,7 @@ def _walk_index(text: _Text, walk: Walk, index_id: int) -> None:
         walk.namespace,
         walk.type_id,
     )
-    _residual(text, walk.plan)
+    add_residual(text, walk.plan)
     for word in walk.plan.words:
         text.add(
             """ AND EXISTS (SELECT FROM index_entries WHERE namespace = %s AND index_id = %s
@@ -124,29 +151,13 @@ def _walk_index(text: _Text, walk: Walk, index_id: int) -> None:
     text.add(" LIMIT %s", walk.limit)
 
 
-def _entries(text: _Text, walk: Walk, index_id: int, order: str, *, deleted: bool) -> None:
+def _entries(text: Text, walk: Walk, order: str, *, deleted: bool) -> None:
     """The entries of live or of deleted entities in the range; each of the two is bounded by itself."""
-    text.add(
-        "(SELECT key, id FROM index_entries WHERE namespace = %s AND index_id = %s AND deleted = %s",
-        walk.namespace,
-        index_id,
-        deleted,
-    )
-    if walk.plan.lower is not None:
-        text.add(" AND key >= %s", walk.plan.lower)
-    if walk.plan.upper is not None:
-        text.add(" AND key < %s", walk.plan.upper)
+    text.add("(")
+    add_range(text, walk.namespace, walk.plan, deleted=deleted)
     if walk.after is not None:
-        text.add(" AND (key, id) < (%s, %s) " if walk.plan.reverse else " AND (key, id) > (%s, %s) ")
-        text.params += (walk.after.key, walk.after.id)
+        beyond = " AND (key, id) < (%s, %s) " if walk.plan.reverse else " AND (key, id) > (%s, %s) "
+        text.add(beyond, walk.after.key, walk.after.id)
     text.add(" ")
     text.add(order)
     text.add(" LIMIT %s)", walk.max_examined)
-
-
-def _residual(text: _Text, plan: Plan) -> None:
-    if plan.residual is None:
-        text.add("true")
-    else:
-        sql, params = compile_sql(plan.residual, entity=ENTITY_FIELDS)
-        text.add(sql, *params)
