@@ -108,6 +108,8 @@ def plan_end(filter: Node | None, field: IndexField, indexes: Indexes) -> Plan |
 
     None if no index serves the whole filter together with that order.
     """
+    if any(isinstance(term, Has) and term.path == field.path for term in _conjuncts(filter)):
+        return None  # it may be an array, which has no order
     query = _analyse(filter, str(field), {})
     asked = query.intervals.get(field.values, SCALARS).intersect(SCALARS)
     query = replace(query, intervals={**query.intervals, field.values: asked})

@@ -235,6 +235,15 @@ async def test_long_texts_neither_fill_the_memory_nor_the_answer(shore: Shore) -
     assert (error_info(failure).reason, error_info(failure).metadata["limit"]) == ("AGGREGATE_TOO_LARGE", "3145728")
 
 
+async def test_an_array_has_no_least_element(shore: Shore) -> None:
+    schema = {"type": "object", "properties": {"tags": {"type": ["array", "string"], "items": {"type": "string"}}}}
+    await shore.declare(schema=schema, indexes=[{"fields": ["data.tags"]}])
+    await shore.batch(shore.creating("b1", {"tags": ["a", "c"]}), shore.creating("b2", {"tags": "c"}))
+    assert await aggregate(shore, "min data.tags") == [([], ["c"])]
+    assert await aggregate(shore, "min data.tags", filter="data.tags:c") == [([], ["c"])]
+    assert await aggregate(shore, "min data.tags", filter="data.tags:a") == [([], [None])]
+
+
 @pytest.mark.parametrize(
     ("figures", "query", "expected"),
     [
