@@ -21,6 +21,9 @@ _SELECT_IMPORT: Final = """SELECT principal, mode, dry_run, state, next_offset, 
 FROM imports WHERE namespace = %s AND epoch = %s AND id = %s"""
 _FORGET: Final = """DELETE FROM a_part WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM a_part WHERE namespace = %s AND epoch = %s AND import_id = %s LIMIT %s)) RETURNING 1"""
+# A chunk with other lines may have been recorded there meanwhile, by somebody who uses the same import id.
+_IF_RECORDED: Final = """WHERE EXISTS (SELECT FROM import_chunks
+    WHERE namespace = %s AND epoch = %s AND import_id = %s AND first = %s AND digest = %s) ON CONFLICT DO NOTHING"""
 _PARTS: Final[tuple[LiteralString, ...]] = ("import_chunks", "import_rejections", "import_names", "import_missing")
 
 
@@ -162,11 +165,12 @@ def record_chunk(
     unnamed: int,
     names: Sequence[EntityKey],
 ) -> list[Statement]:
-    """Statements, for one transaction, that record a chunk; they change nothing if another call has recorded it.
+    """Statements, for one transaction, that record a chunk; they change nothing if another one was recorded there.
 
     *names* are the entities that its rows are about, where that matters.
     """
     counts = chunk.counts
+    this = (*key, offset, chunk.digest)
     statements = [
         Statement(
             """WITH moved AS (
@@ -191,9 +195,10 @@ def record_chunk(
         statements.append(
             Statement(
                 """INSERT INTO import_rejections (namespace, epoch, import_id, line, type, id, status)
-                SELECT %s, %s, %s, * FROM unnest(%s::int8[], %s::text[], %s::text[], %s::bytea[])
-                ON CONFLICT DO NOTHING""",
-                (*key, packed_int8(lines), packed_text(types), packed_text(ids), packed_bytea(statuses)),
+                SELECT %s, %s, %s, * FROM unnest(%s::int8[], %s::text[], %s::text[], %s::bytea[]) if_recorded""".replace(
+                    "if_recorded", _IF_RECORDED
+                ),
+                (*key, packed_int8(lines), packed_text(types), packed_text(ids), packed_bytea(statuses), *this),
             )
         )
     if names:
@@ -201,8 +206,10 @@ def record_chunk(
         statements.append(
             Statement(
                 """INSERT INTO import_names (namespace, epoch, import_id, type, id)
-                SELECT %s, %s, %s, * FROM unnest(%s::text[], %s::text[]) ON CONFLICT DO NOTHING""",
-                (*key, packed_text(types), packed_text(ids)),
+                SELECT %s, %s, %s, * FROM unnest(%s::text[], %s::text[]) if_recorded""".replace(
+                    "if_recorded", _IF_RECORDED
+                ),
+                (*key, packed_text(types), packed_text(ids), *this),
             )
         )
     return statements

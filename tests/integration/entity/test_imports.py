@@ -14,7 +14,9 @@ from strandline.entity.v1 import entity_service_pb2 as entities_pb
 from strandline.entity.v1 import import_service_pb2 as pb
 from strandline.rpc.v1 import access_pb2
 
-from services.entity import imports, limits, upkeep
+from services.entity import import_store, imports, limits, upkeep
+from services.entity.import_store import Counts, ImportKey, Rejection, TakenChunk
+from services.entity.model import EntityKey
 from tests.integration.entity.conftest import Shore, error_info, info_in, pointers, reason, refusal
 
 INSERT, UPSERT, REPLACE_SET = pb.Import.INSERT, pb.Import.UPSERT, pb.Import.REPLACE_SET
@@ -49,6 +51,29 @@ def counts(account: pb.ImportAccount) -> tuple[int, int, int, int]:
 async def contents(shore: Shore, type_id: str = "buoy") -> dict[str, Any]:
     entities = (await shore.page(type_id, page_size=1000)).entities
     return {entity.name.rsplit("/", 1)[1]: json_format.MessageToDict(entity.data) for entity in entities}
+
+
+async def test_of_two_chunks_at_one_place_the_second_leaves_nothing(shore: Shore) -> None:
+    await shore.declare(schema=SCHEMA)
+    await send(shore, [row("b1")], mode=REPLACE_SET)
+    # As by another process, which has looked before the chunk above was recorded.
+    key = ImportKey(shore.namespace.id, shore.namespace.epoch, "i")
+    late = import_store.record_chunk(
+        key,
+        0,
+        TakenChunk(1, b"other lines", Counts(rejected=1)),
+        [Rejection(1, "buoy", "b2", b"")],
+        0,
+        [EntityKey("buoy", "b2")],
+    )
+    async with shore.replica.service.database.connection() as connection, connection.transaction():
+        await connection.execute("SELECT set_config('app.namespace', %s, true)", (shore.namespace.id,))
+        for statement in late:
+            await connection.execute(statement.sql.encode(), statement.params)
+    for table in ("import_rejections", "import_names"):
+        counted = f"SELECT count(*) FROM {table} WHERE namespace = %s AND id = 'b2'"  # noqa: S608
+        assert await shore.replica.deployment.rows(counted, shore.namespace.id) == [(0,)]
+    assert counts((await look(shore)).account) == (1, 0, 0, 0)
 
 
 async def test_rows_are_inserted_updated_left_or_rejected_and_all_are_accounted_for(shore: Shore) -> None:
