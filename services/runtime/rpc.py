@@ -11,7 +11,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any, NoReturn, cast
 
@@ -44,6 +45,17 @@ STATUS: dict[type[errors.Error], grpc.StatusCode] = {
     errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
 }
+
+# A status travels in trailers, of which a client takes 8 KB for certain, and the details are base64 there. Names are of
+# any length, so everything is clipped: an error that is too large to arrive would look like a service that is away.
+MAX_DETAILS = 4500
+"""Bytes of a status; violations beyond are left out."""
+MAX_MESSAGE = 1500
+"""Bytes of a message as the header has it: all that is no printable ASCII takes three for each byte of UTF-8."""
+MAX_METADATA = 400
+"""Bytes of one value; there are up to five."""
+MAX_VIOLATION = 300
+"""Bytes of a violation's field, and of its description."""
 
 Admission = Callable[["Method", Message, Call], Awaitable[None]]
 
@@ -169,25 +181,54 @@ def status_of(failure: Exception, where: str) -> status_pb2.Status:
 
 
 def status_of_error(error: errors.Error) -> status_pb2.Status:
-    status = status_pb2.Status(code=STATUS[type(error)].value[0], message=error.message)
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
-    details: list[Message] = [info]
+    """*error* with everything in it clipped to what a trailer holds."""
+    status = status_pb2.Status(code=STATUS[type(error)].value[0], message=_clip_message(error.message))
+    metadata = {key: _clip(value, MAX_METADATA) for key, value in error.metadata.items()}
+    _pack(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
     if error.violations:
-        violation = error_details_pb2.BadRequest.FieldViolation
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    # A pointer begins with "/", a field path never does: the edge tells them apart by that.
-                    violation(field=v.pointer or v.field, description=v.message, reason=error.reason)
-                    for v in error.violations
-                ]
-            )
-        )
-    for detail in details:
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
+        room = MAX_DETAILS - status.ByteSize() - _ANY_BYTES
+        _pack(status, error_details_pb2.BadRequest(field_violations=_violations(error, room)))
     return status
+
+
+_ANY_BYTES = 100
+"""What an ``Any`` takes around its message, at most: the name of its type, and lengths."""
+
+
+def _pack(status: status_pb2.Status, detail: Message) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    status.details.append(packed)
+
+
+def _violations(error: errors.Error, room: int) -> Iterator[error_details_pb2.BadRequest.FieldViolation]:
+    """The first violations of *error*, as many as fit into *room* bytes."""
+    for one in error.violations:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            # A pointer begins with "/", a field path never does: the edge tells them apart by that.
+            field=_clip(one.pointer or one.field, MAX_VIOLATION),
+            description=_clip(one.message, MAX_VIOLATION),
+            reason=error.reason,
+        )
+        room -= violation.ByteSize() + 3  # a tag and a length
+        if room < 0:
+            return
+        yield violation
+
+
+def _clip(text: str, limit: int) -> str:
+    """*text*, or its beginning: at most *limit* bytes of UTF-8."""
+    raw = text.encode()
+    return text if len(raw) <= limit else raw[: limit - 3].decode(errors="ignore") + "…"
+
+
+def _clip_message(text: str) -> str:
+    text = _clip(text, MAX_MESSAGE)
+    sizes = [1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode()) for character in text]
+    if sum(sizes) <= MAX_MESSAGE:
+        return text
+    room = MAX_MESSAGE - 9  # what the dots take
+    return text[: sum(total <= room for total in accumulate(sizes))] + "…"
 
 
 def grpc_code(status: status_pb2.Status) -> grpc.StatusCode:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import string
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import cast
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -12,9 +15,10 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from strandline.stream.v1 import log_service_pb2
 
-from services.runtime import rpc
+from services.runtime import errors, rpc
 from services.runtime.call import Call
 
+FIND = "/strandline.stream.v1.LogService/FindRevision"
 READ = "/strandline.stream.v1.LogService/ReadUnits"
 
 
@@ -28,7 +32,10 @@ class Handlers:
         raise RuntimeError("secret of the house")
 
     async def find_revision(self, request: Message, call: Call) -> Message:
-        return log_service_pb2.FindRevisionResponse()
+        name = cast(log_service_pb2.FindRevisionRequest, request).namespace_id
+        violations = [errors.Violation("entity.data", f"{name} is unknown", f"/{name}")] * 100
+        metadata = dict.fromkeys(("type", "field", "id", "count", "mutation"), name)
+        raise errors.InvalidArgument("SCHEMA_VIOLATION", f"{name} is unknown", violations=violations, **metadata)
 
     async def read_snapshot(self, request: Message, call: Call) -> Message:
         return log_service_pb2.ReadSnapshotResponse()
@@ -80,3 +87,26 @@ async def test_an_exception_shows_nothing_of_itself(channel: grpc.aio.Channel) -
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await read(channel)(b"")
     assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.INTERNAL, "internal error")
+
+
+@pytest.mark.parametrize("name", ["z" * 20_000, "%" * 20_000, "ß" * 20_000, "🌊" * 20_000, "short"])
+async def test_an_error_about_names_of_any_length_arrives_within_what_every_client_takes(
+    channel: grpc.aio.Channel, name: str
+) -> None:
+    request = log_service_pb2.FindRevisionRequest(namespace_id=name).SerializeToString()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await cast(Callable[[bytes], Awaitable[bytes]], channel.unary_unary(FIND))(request)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    message = refused.value.details() or ""
+    details = dict(refused.value.trailing_metadata() or ())["grpc-status-details-bin"]
+    assert isinstance(details, bytes)
+    assert len(base64.b64encode(details)) + len(quote(message, safe=string.printable.replace("%", ""))) < 8000
+    info, request_ = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    status = status_pb2.Status.FromString(details)
+    assert status.details[0].Unpack(info)
+    assert status.details[1].Unpack(request_)
+    assert (info.reason, status.message) == ("SCHEMA_VIOLATION", message)
+    assert message.rstrip("…").startswith(name[:100])
+    first = request_.field_violations[0]
+    assert first.field.removeprefix("/")[:50] == name[:50]
+    assert len(request_.field_violations) > (40 if name == "short" else 0)
