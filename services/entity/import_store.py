@@ -195,9 +195,8 @@ def record_chunk(
         statements.append(
             Statement(
                 """INSERT INTO import_rejections (namespace, epoch, import_id, line, type, id, status)
-                SELECT %s, %s, %s, * FROM unnest(%s::int8[], %s::text[], %s::text[], %s::bytea[]) if_recorded""".replace(
-                    "if_recorded", _IF_RECORDED
-                ),
+                SELECT %s, %s, %s, * FROM unnest(%s::int8[], %s::text[], %s::text[], %s::bytea[])
+                if_recorded""".replace("if_recorded", _IF_RECORDED),
                 (*key, packed_int8(lines), packed_text(types), packed_text(ids), packed_bytea(statuses), *this),
             )
         )
