@@ -34,8 +34,16 @@ class Handlers:
     async def find_revision(self, request: Message, call: Call) -> Message:
         name = cast(log_service_pb2.FindRevisionRequest, request).namespace_id
         violations = [errors.Violation("entity.data", f"{name} is unknown", f"/{name}")] * 100
-        metadata = dict.fromkeys(("type", "field", "id", "count", "mutation"), name)
-        raise errors.InvalidArgument("SCHEMA_VIOLATION", f"{name} is unknown", violations=violations, **metadata)
+        raise errors.InvalidArgument(
+            "SCHEMA_VIOLATION",
+            f"{name} is unknown",
+            violations=violations,
+            type=name,
+            field=name,
+            id=name,
+            count=name,
+            mutation=name,
+        )
 
     async def read_snapshot(self, request: Message, call: Call) -> Message:
         return log_service_pb2.ReadSnapshotResponse()
