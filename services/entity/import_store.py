@@ -18,7 +18,7 @@ from services.runtime.database import Row, Statement, packed_bytea, packed_int8,
 _SELECT_IMPORT: Final = """SELECT principal, mode, dry_run, state, next_offset, read, inserted, updated, unchanged,
     rejected, deleted, unnamed, replaced_types, confirmed_types, named_types, compared_type, compared_id, compared,
     missing, handled, create_time, update_time
-FROM imports WHERE namespace = %s AND epoch = %s AND id = %s"""
+FROM imports WHERE namespace = %s AND epoch = %s AND id = %s AND state <> 5"""  # State.FORGOTTEN
 _FORGET: Final = """DELETE FROM a_part WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM a_part WHERE namespace = %s AND epoch = %s AND import_id = %s LIMIT %s)) RETURNING 1"""
 # A chunk with other lines may have been recorded there meanwhile, by somebody who uses the same import id.
@@ -34,6 +34,8 @@ class State(IntEnum):
     COMPARING = 2
     DELETING = 3
     FINISHED = 4
+    FORGOTTEN = 5
+    """Nothing was heard of it for a week; what is known of it is being removed."""
 
 
 class ImportKey(NamedTuple):
@@ -125,7 +127,7 @@ def begin_import(key: ImportKey, principal: str, mode: int, dry_run: bool, repla
 
 
 def select_import(key: ImportKey) -> Statement:
-    """A row for ``import_of``, if there is such an import."""
+    """A row for ``import_of``, if there is such an import that is not being forgotten."""
     return Statement(_SELECT_IMPORT, key)
 
 
@@ -297,12 +299,13 @@ def record_handled(key: ImportKey, before: int, handled: Sequence[EntityKey], de
     )
 
 
-def select_forgettable(namespace: str, limit: int) -> Statement:
-    """Rows (epoch, id) of imports that nothing was heard of for a week."""
+def forget_old(namespace: str, limit: int) -> Statement:
+    """Mark imports that nothing was heard of for a week: nobody goes on with one from now. Rows (epoch, id)."""
     return Statement(
-        """SELECT epoch, id FROM imports WHERE namespace = %s AND update_time < now() - interval '7 days'
-        ORDER BY epoch, id LIMIT %s""",
-        (namespace, limit),
+        """UPDATE imports SET state = %s WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM imports WHERE namespace = %s AND update_time < now() - interval '7 days'
+            ORDER BY epoch, id LIMIT %s FOR UPDATE)) RETURNING epoch, id""",
+        (int(State.FORGOTTEN), namespace, limit),
     )
 
 

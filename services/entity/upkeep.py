@@ -10,7 +10,7 @@ from services.entity.compaction import compact
 from services.entity.import_store import ImportKey
 from services.runtime import changelog
 from services.runtime.call import Namespace
-from services.runtime.database import Database, Statement, pipeline
+from services.runtime.database import Database, Row, Statement, pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -56,14 +56,18 @@ async def forget_everywhere(database: Database) -> None:
         )
 
 
-async def _forget(database: Database, namespace: str, statement: Statement) -> None:
+async def _forget(database: Database, namespace: str, statement: Statement) -> list[Row]:
     async with database.connection() as connection, connection.transaction():
-        await pipeline(connection, Statement("SELECT set_config('app.namespace', %s, true)", (namespace,)), statement)
+        _, rows = await pipeline(
+            connection, Statement("SELECT set_config('app.namespace', %s, true)", (namespace,)), statement
+        )
+        return rows
 
 
 async def forget_imports(database: Database, namespace: str) -> None:
     """Remove what is known of imports that nothing was heard of for a week, in transactions of some milliseconds."""
-    (rows,) = await database.read(namespace, import_store.select_forgettable(namespace, ROWS_AT_ONCE))
+    # Marked before the first of its parts goes: without the names that its rows had, it would delete everything.
+    rows = await _forget(database, namespace, import_store.forget_old(namespace, ROWS_AT_ONCE))
     for epoch, import_id in rows:
         key = ImportKey(namespace, epoch, import_id)
         for statement in (*import_store.forget_parts(key, ROWS_AT_ONCE), import_store.forget_import(key)):

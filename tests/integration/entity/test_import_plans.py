@@ -28,7 +28,7 @@ STATEMENTS = {
         import_store.record_chunk(KEY, 0, CHUNK, [Rejection(1, "buoy", "b", b"")], 0, NAMES)[0],
         ["imports_pkey"],
     ),
-    "forgettable": (import_store.select_forgettable(KEY.namespace, 100), ["imports_pkey"]),
+    "forgettable": (import_store.forget_old(KEY.namespace, 100), ["imports_pkey"]),
     "forget names": (import_store.forget_parts(KEY, 2000)[2], ["import_names_pkey"]),
 }
 

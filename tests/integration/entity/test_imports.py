@@ -379,6 +379,30 @@ async def test_an_import_is_forgotten_after_a_week(shore: Shore) -> None:
         assert set(await deployment.rows(left, shore.namespace.id)) <= {("young",)}
 
 
+async def test_an_import_that_is_being_forgotten_deletes_nothing_however_it_is_resumed(shore: Shore) -> None:
+    await shore.declare()
+    await shore.create("b2", {})
+    await send(shore, [row("b1"), row("b2")], mode=REPLACE_SET, replaced_types=["buoy"])
+    deployment = shore.replica.deployment
+    await deployment.rows(
+        "UPDATE imports SET update_time = now() - interval '8 days' WHERE namespace = %s RETURNING 1",
+        shore.namespace.id,
+    )
+    # The first step of forgetting, and then the process ends.
+    key = ImportKey(shore.namespace.id, shore.namespace.epoch, "i")
+    async with shore.replica.service.database.connection() as connection, connection.transaction():
+        await connection.execute("SELECT set_config('app.namespace', %s, true)", (shore.namespace.id,))
+        for statement in (import_store.forget_old(shore.namespace.id, 10), import_store.forget_parts(key, 10)[2]):
+            await connection.execute(statement.sql.encode(), statement.params)
+    finishing = send(shore, b"", offset=2, mode=REPLACE_SET, replaced_types=["buoy"], finish=True)
+    assert await reason(finishing) == "IMPORT_OFFSET"
+    assert await reason(look(shore)) == "NOT_FOUND"
+    assert await shore.list_ids() == ["b1", "b2"]
+    await upkeep.forget_everywhere(shore.replica.service.database)
+    await send(shore, [row("b1")], mode=REPLACE_SET, replaced_types=["buoy"])
+    assert (await look(shore)).next_offset == 1
+
+
 async def test_a_chunk_that_was_refused_half_way_counts_each_row_once_when_it_is_confirmed(
     shore: Shore, monkeypatch: Any
 ) -> None:
