@@ -277,6 +277,15 @@ def select_missing(key: ImportKey, limit: int) -> Statement:
     )
 
 
+def select_missing_types(key: ImportKey, types: Sequence[str]) -> Statement:
+    """A row (type) for each of *types* that has a missing entity, in their order."""
+    return Statement(
+        """SELECT k.type FROM unnest(%s::text[]) AS k (type) CROSS JOIN LATERAL (SELECT FROM import_missing
+            WHERE namespace = %s AND epoch = %s AND import_id = %s AND type = k.type LIMIT 1) m ORDER BY k.type""",
+        (packed_text(types), *key),
+    )
+
+
 def record_handled(key: ImportKey, before: int, handled: Sequence[EntityKey], deleted: int) -> Statement:
     """Strike out *handled*, *deleted* of which were deleted; does nothing if another call has.
 

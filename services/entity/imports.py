@@ -17,7 +17,8 @@ from typing import Final, NamedTuple
 
 from google.rpc import status_pb2
 
-from services.entity import import_store, store
+from services.entity import import_store, store, type_store
+from services.entity.catalog import missing_type
 from services.entity.decisions import Made
 from services.entity.diffs import differences
 from services.entity.import_rows import Mode, Row, RowReader
@@ -233,6 +234,11 @@ class Importer:
         return _Known(state, import_store.chunk_of(chunk_rows), current_head(namespace, head_rows).revision)
 
     async def _begin(self, key: ImportKey, namespace: Namespace, actor: str, chunk: Chunk) -> _Known:
+        if chunk.replaced_types:
+            types = type_store.select_types(namespace.id, dict.fromkeys(chunk.replaced_types, 0))
+            (rows,) = await self._database.read(namespace.id, types)
+            if unknown := set(chunk.replaced_types) - {row[0] for row in rows}:
+                raise missing_type(min(unknown))
         begin = import_store.begin_import(key, actor, chunk.mode, chunk.dry_run, chunk.replaced_types)
         await self._in_transaction(namespace, begin)
         return await self._known(key, namespace, actor, chunk)
@@ -243,19 +249,30 @@ class Importer:
         await self._in_transaction(namespace, import_store.confirm(key, sorted(types)))
         return await self._known(key, namespace, actor, chunk)
 
-    def _check_guard(self, key: ImportKey, actor: str, state: StoredImport) -> None:
-        """Refuse to delete a great part of what there is, unless it was confirmed, before the first of it is gone."""
+    async def _check_guard(self, key: ImportKey, namespace: Namespace, actor: str, state: StoredImport) -> None:
+        """Refuse to delete a great part of what there is, or all of a type that no row named, unless it was confirmed.
+
+        Nothing is deleted yet.
+        """
         types = state.replaced_types or state.named_types
+        if set(types) <= set(state.confirmed_types):
+            return
+        (rows,) = await self._database.read(namespace.id, import_store.select_missing_types(key, types))
+        affected = [str(type_id) for (type_id,) in rows]
+        emptied = [type_id for type_id in affected if type_id not in state.named_types]
         limit = max(GUARD_FLOOR, int(state.compared * GUARD_SHARE))
-        if state.missing > limit and not set(types) <= set(state.confirmed_types):
-            raise FailedPrecondition(
-                "MASS_CHANGE_REFUSED",
-                f"the import would delete {state.missing} of {state.compared} entities; repeat it with "
-                "confirm_operation_id if you mean it",
-                operation_id=self._confirmations.issue(key.namespace, key.epoch, actor, types),
-                changed=str(state.missing),
-                limit=str(limit),
-            )
+        if state.missing <= limit and not emptied:
+            return
+        why = f"no row names any {' or '.join(emptied)}: " if emptied else ""
+        raise FailedPrecondition(
+            "MASS_CHANGE_REFUSED",
+            f"{why}the import would delete {state.missing} of {state.compared} entities, of {', '.join(affected)}; "
+            "repeat it with confirm_operation_id if you mean it",
+            operation_id=self._confirmations.issue(key.namespace, key.epoch, actor, types),
+            type=",".join(affected),
+            changed=str(state.missing),
+            limit="0" if emptied else str(limit),
+        )
 
     async def _await_turn(
         self, run: _Run, key: ImportKey, namespace: Namespace, actor: str, chunk: Chunk, known: _Known
@@ -440,7 +457,7 @@ class Importer:
                 return
             place = (type_id, place[1] if place[0] == type_id else "")
         if not state.dry_run and namespace.mass_change_guard:
-            self._check_guard(key, actor, state)
+            await self._check_guard(key, namespace, actor, state)
         after = State.FINISHED if state.dry_run else State.DELETING
         await self._in_transaction(namespace, import_store.change_state(key, State.COMPARING, after, state.next_offset))
 

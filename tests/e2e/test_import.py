@@ -236,7 +236,7 @@ async def test_replacing_a_set_deletes_what_the_file_lacks_but_most_of_it_only_w
     rows_file(file, (country(n) for n in range(100)))
     refused = platform.run("import", namespace, str(file), "--mode", "replace-set", "--import-id", "most")
     assert refused.returncode == 1
-    assert "would delete 2300 of 2400 entities" in refused.stderr
+    assert "would delete 2300 of 2400 entities, of country" in refused.stderr
     assert len(await listed(rest, namespace, "country")) == 2400
     operation = refused.stderr.split("--confirm ")[1].strip()
     arguments = ("--mode", "replace-set", "--import-id", "most", "--resume", "--confirm", operation)

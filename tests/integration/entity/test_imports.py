@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Value
 from strandline.entity.v1 import entity_pb2
@@ -265,7 +266,10 @@ async def test_replace_set_of_given_types_takes_no_rows_of_others_and_empties_wh
     types = ["ship", "buoy"]
     answer = await send(shore, [row("x"), row("z", {}, "crane")], mode=REPLACE_SET, replaced_types=types)
     assert [info_in(item.status).reason for item in answer.rows] == ["ROW_INVALID"]
-    done = await finish(shore, 2, mode=REPLACE_SET, replaced_types=types)
+    info = error_info(await refusal(finish(shore, 2, mode=REPLACE_SET, replaced_types=types)))
+    assert (info.reason, info.metadata["type"]) == ("MASS_CHANGE_REFUSED", "buoy,ship")
+    operation_id = info.metadata["operation_id"]
+    done = await finish(shore, 2, mode=REPLACE_SET, replaced_types=types, confirm_operation_id=operation_id)
     assert done.account.deleted == 3
     assert (sorted(await contents(shore)), sorted(await contents(shore, "ship"))) == (["x"], [])
 
@@ -301,6 +305,39 @@ async def test_replacing_most_of_a_set_needs_a_confirmation(shore: Shore, monkey
     done = await finish(shore, 25, mode=REPLACE_SET, confirm_operation_id=info.metadata["operation_id"])
     assert done.account.deleted == 15
     assert len(await contents(shore)) == 25
+
+
+@pytest.mark.parametrize("rows", [[], ['{"type": "row", "id": "b1", "data": {}}']], ids=["empty", "of another type"])
+async def test_a_type_that_no_row_names_is_emptied_only_when_that_is_confirmed(shore: Shore, rows: list[str]) -> None:
+    await shore.declare()
+    for number in range(3):
+        await shore.create(f"b{number}", {})
+    mode: dict[str, Any] = {"mode": REPLACE_SET, "replaced_types": ["buoy"]}
+    await send(shore, rows, **mode)
+    failure = await refusal(finish(shore, len(rows), **mode))
+    info = error_info(failure)
+    assert (info.reason, info.metadata["type"], info.metadata["changed"], info.metadata["limit"]) == (
+        "MASS_CHANGE_REFUSED",
+        "buoy",
+        "3",
+        "0",
+    )
+    assert "no row names any buoy" in str(failure.details())
+    assert len(await contents(shore)) == 3
+    done = await finish(shore, len(rows), confirm_operation_id=info.metadata["operation_id"], **mode)
+    assert (done.account.deleted, await contents(shore)) == (3, {})
+    # Where there is nothing to lose, nothing needs to be confirmed.
+    await send(shore, rows, import_id="again", **mode)
+    assert (await finish(shore, len(rows), import_id="again", **mode)).account.deleted == 0
+
+
+async def test_a_type_that_is_not_there_cannot_be_replaced(shore: Shore) -> None:
+    await shore.declare()
+    more: dict[str, Any] = {"mode": REPLACE_SET, "replaced_types": ["buoy", "nosuch"]}
+    failure = await refusal(send(shore, [row("b1")], **more))
+    assert (error_info(failure).reason, error_info(failure).metadata["type"]) == ("NOT_FOUND", "nosuch")
+    assert await reason(look(shore)) == "NOT_FOUND"
+    assert await contents(shore) == {}
 
 
 async def test_an_import_stays_in_its_mode_and_with_its_sender(shore: Shore) -> None:
