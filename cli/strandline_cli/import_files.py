@@ -11,10 +11,11 @@ import gzip
 import io
 import json
 import lzma
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final, cast
+from typing import IO, Any, Final, NamedTuple, cast
 
 import orjson
 
@@ -31,11 +32,16 @@ class ImportFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some lines to send, *offset* of which came before. ``numbers``: where each is in the file, if not just there."""
+    """Some lines to send, *offset* of which came before.
+
+    ``numbers``: where each is in the file, if not just there. ``raws``: by line (from 1), what the file has instead of
+    a line that only says what is wrong with it.
+    """
 
     offset: int
     lines: Sequence[bytes]
     numbers: Sequence[int] = ()
+    raws: Mapping[int, bytes] = field(default_factory=dict)
 
     @property
     def end(self) -> int:
@@ -45,18 +51,39 @@ class Chunk:
         """The line of the file that the import knows as *line* (from 1)."""
         return self.numbers[line - self.offset - 1] if self.numbers else line
 
-    def row(self, line: int) -> Any:
-        """What is on that line; None if it is no JSON."""
+    def content(self, line: int) -> dict[str, Any]:
+        """What that line holds: ``{"data": ...}`` of a row; its text, ``{"raw": ...}``, if JSON cannot repeat it."""
+        raw = self.raws.get(line, self.lines[line - self.offset - 1])
         try:
-            return json.loads(self.lines[line - self.offset - 1])
-        except ValueError:
-            return None
+            row = json.loads(raw, object_pairs_hook=_unrepeated)
+            if isinstance(row, dict) and isinstance(row.get("data"), dict):
+                json.dumps(row["data"], ensure_ascii=False, allow_nan=False).encode()
+                return {"data": row["data"]}
+        except (ValueError, RecursionError):
+            pass
+        return {"raw": raw.decode(errors="replace")}
 
     def split(self, offset: int) -> tuple[Chunk, Chunk]:
         """What comes before *offset*, and the rest."""
         place = offset - self.offset
-        head = Chunk(self.offset, self.lines[:place], self.numbers[:place])
-        return head, Chunk(offset, self.lines[place:], self.numbers[place:])
+        head = Chunk(self.offset, self.lines[:place], self.numbers[:place], self.raws)
+        return head, Chunk(offset, self.lines[place:], self.numbers[place:], self.raws)
+
+
+class _Line(NamedTuple):
+    """A line to send, and its number in the file (0: just where it is). ``raw``: as in ``Chunk.raws``."""
+
+    content: bytes
+    number: int = 0
+    raw: bytes | None = None
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, unless a key comes twice: none could repeat that."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError
+    return found
 
 
 def is_csv(path: Path) -> bool:
@@ -74,7 +101,7 @@ def unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
 
 def json_line_chunks(file: IO[bytes]) -> Iterator[Chunk]:
     """The lines of a file of JSON lines in runs that fit one request."""
-    return _chunks((line, 0) for line in _lines(file))
+    return _chunks(map(_Line, _lines(file)))
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
@@ -98,37 +125,56 @@ def csv_chunks(file: IO[bytes], kind: str, id_column: str, schema: Mapping[str, 
         ImportFileError: there is no such column.
     """
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    reader = csv.DictReader(text, strict=True)
+    read: list[str] = []
+    reader = csv.DictReader(_kept(text, read), strict=True)
     if id_column not in (reader.fieldnames or ()):
         raise ImportFileError(f"there is no column {id_column!r}; there are: {', '.join(reader.fieldnames or ())}")
-    return _chunks(_csv_rows(text, reader, kind, id_column, column_kinds(schema)))
+    return _chunks(_csv_rows(text, read, reader, kind, id_column, column_kinds(schema)))
+
+
+def _kept(text: Iterable[str], read: list[str]) -> Iterator[str]:
+    """The lines of *text*, each of which is added to *read*."""
+    for line in text:
+        read.append(line)
+        yield line
 
 
 def _csv_rows(
     text: io.TextIOWrapper,
+    read: list[str],
     reader: csv.DictReader[str],
     kind: str,
     id_column: str,
     kinds: Mapping[str, frozenset[str]],
-) -> Iterator[tuple[bytes, int]]:
+) -> Iterator[_Line]:
     while True:
+        read.clear()
         try:
             cells = next(reader)
         except StopIteration:
             text.detach()  # or the file under it is closed as soon as nobody needs the text
             return
         except csv.Error as failure:
-            yield orjson.dumps({"error": f"is no CSV: {failure}"}), reader.line_num
+            yield _unreadable(f"is no CSV: {failure}", reader.line_num, _record(read))
             continue
         if None in cells or None in cells.values():
-            yield orjson.dumps({"error": "has more or fewer cells than the header"}), reader.line_num
+            yield _unreadable("has more or fewer cells than the header", reader.line_num, _record(read))
             continue
         data = {
             name: typed(text, kinds.get(name, frozenset()))
             for name, text in cells.items()
             if text != "" and (name != id_column or name in kinds)
         }
-        yield json.dumps({"type": kind, "id": cells[id_column], "data": data}).encode(), reader.line_num
+        yield _Line(json.dumps({"type": kind, "id": cells[id_column], "data": data}).encode(), reader.line_num)
+
+
+def _record(lines: Iterable[str]) -> bytes:
+    """The text of one CSV record."""
+    return "".join(lines).strip("\r\n").encode()
+
+
+def _unreadable(problem: str, number: int, raw: bytes) -> _Line:
+    return _Line(orjson.dumps({"error": problem}), number, raw)
 
 
 def typed(text: str, kinds: frozenset[str]) -> Any:
@@ -137,9 +183,10 @@ def typed(text: str, kinds: frozenset[str]) -> Any:
         return text.lower() in ("true", "1", "yes")
     if kinds & {"integer", "number"}:
         try:
-            return int(text) if text.lstrip("-").isdigit() else float(text)
+            number = int(text) if text.lstrip("-").isdigit() else float(text)
         except ValueError:
             return text
+        return number if math.isfinite(number) else text
     return text
 
 
@@ -152,20 +199,26 @@ def column_kinds(schema: Mapping[str, Any]) -> dict[str, frozenset[str]]:
     return kinds
 
 
-def _chunks(numbered: Iterable[tuple[bytes, int]]) -> Iterator[Chunk]:
-    """Lines with their numbers in the file (0: just where they are) in runs that fit one request."""
+def _chunks(lines: Iterable[_Line]) -> Iterator[Chunk]:
+    """*lines* in runs that fit one request."""
     offset, size = 0, 0
-    lines: list[bytes] = []
-    numbers: list[int] = []
-    for line, number in numbered:
-        if len(line) > CHUNK_BYTES:
-            line = orjson.dumps({"error": f"has {len(line):,} bytes, at most {CHUNK_BYTES:,} are read"})
-        if lines and (len(lines) == CHUNK_LINES or size + len(line) > CHUNK_BYTES):
-            yield Chunk(offset, lines, numbers if numbers[0] else ())
-            offset, size = offset + len(lines), 0
-            lines, numbers = [], []
-        lines.append(line)
-        numbers.append(number)
-        size += len(line) + 1
-    if lines:
-        yield Chunk(offset, lines, numbers if numbers[0] else ())
+    run: list[_Line] = []
+    for line in lines:
+        length = len(line.content)
+        if length > CHUNK_BYTES:
+            problem = f"has {length:,} bytes, at most {CHUNK_BYTES:,} are read"
+            line = _unreadable(problem, line.number, line.content)
+        if run and (len(run) == CHUNK_LINES or size + len(line.content) > CHUNK_BYTES):
+            yield _chunk(offset, run)
+            offset, size = offset + len(run), 0
+            run = []
+        run.append(line)
+        size += len(line.content) + 1
+    if run:
+        yield _chunk(offset, run)
+
+
+def _chunk(offset: int, run: Sequence[_Line]) -> Chunk:
+    contents, numbers, raws = zip(*run, strict=True)
+    unreadable = {number: raw for number, raw in enumerate(raws, offset + 1) if raw is not None}
+    return Chunk(offset, contents, numbers if numbers[0] else (), unreadable)

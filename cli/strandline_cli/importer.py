@@ -170,10 +170,8 @@ class Import:
             reason, text = reason_and_text(row)
             self.reasons.add(reason, f"line {number}: {text}")
             if self._rejects is not None:
-                content = chunk.row(row.line)
-                data = content.get("data") if isinstance(content, dict) else None
                 record = {"line": number, "type": row.type, "id": row.id, "reason": reason, "message": text}
-                self._rejects.write(json.dumps(record | {"data": data}, ensure_ascii=False) + "\n")
+                self._rejects.write(json.dumps(record | chunk.content(row.line), ensure_ascii=False) + "\n")
         elif self._changes is not None:
             outcome = entity_pb2.Mutation.Outcome.Name(row.outcome)
             changes = None if row.changes_omitted else [json_format.MessageToDict(change) for change in row.changes]

@@ -177,6 +177,8 @@ def import_(
     from strandline_cli.import_command import Files, run_import
     from strandline_cli.importer import Order
 
+    if changes is not None and not dry_run:
+        _refuse("--changes tells what a dry run would change: add --dry-run, or leave --changes out", 2)
     if resume and not import_id:
         _refuse("--resume needs the --import-id that the import printed")
     if (file is None) == (plan is None):
@@ -345,6 +347,6 @@ def _flushed(line: str) -> None:
     print(line, flush=True)
 
 
-def _refuse(text: str) -> NoReturn:
+def _refuse(text: str, code: int = 1) -> NoReturn:
     print(text, file=sys.stderr)
-    raise typer.Exit(1)
+    raise typer.Exit(code)

@@ -147,10 +147,11 @@ async def test_rejected_rows_are_named_with_line_reason_and_pointer(
         {"type": "country", "id": "4", "data": {"code": "AA"}},
     ]
     file, rejects = tmp_path / "rows.jsonl", tmp_path / "rejects.jsonl"
-    file.write_text("\n".join([*map(json.dumps, rows), "no json"]))
+    surrogate = '{"type": "country", "id": "5", "data": {"name": "\\ud800"}}'
+    file.write_text("\n".join([*map(json.dumps, rows), "no json", surrogate]))
     done = platform.run("import", namespace, str(file), "--rejects", str(rejects))
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "6 rows read = 1 inserted + 0 updated + 0 unchanged + 5 rejected" in done.stdout
+    assert "7 rows read = 1 inserted + 0 updated + 0 unchanged + 6 rejected" in done.stdout
     told = {record["line"]: record for record in map(json.loads, rejects.read_text().splitlines())}
     assert {line: record["reason"] for line, record in told.items()} == {
         2: "SCHEMA_VIOLATION",
@@ -158,9 +159,11 @@ async def test_rejected_rows_are_named_with_line_reason_and_pointer(
         4: "NOT_FOUND",
         5: "UNIQUE_VIOLATION",
         6: "ROW_INVALID",
+        7: "INVALID_FIELD",
     }
     assert "/code" in told[2]["message"]
     assert told[2]["data"] == {"code": 7}
+    assert (told[6]["raw"], told[7]["raw"]) == ("no json", surrogate)
 
 
 async def test_a_csv_file_takes_its_types_from_the_schema(platform: Platform, rest: Rest, tmp_path: Path) -> None:

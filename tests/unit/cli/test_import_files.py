@@ -81,3 +81,35 @@ def test_packed_files_are_unpacked_by_their_name(name: str, pack: type[bytes]) -
     with unpacked(Path(name), io.BytesIO(pack(b"line\n"))) as file:
         assert file.read() == b"line\n"
     assert is_csv(Path(name)) == name.startswith("a.csv")
+
+
+def test_what_was_rejected_is_kept_as_data_or_as_the_text_of_its_line() -> None:
+    deep = b'{"type": "ship", "id": "j", "data": ' + b'{"d": ' * 5000 + b"1" + b"}" * 5001
+    lines = [
+        b'{"type": "ship", "id": "j", "data": {"name": "\xc3\xa9", "n": 12345678901234567890123}}',
+        b'{"type": "ship", "id": "j", "data": {"name": "\\ud800"}}',
+        b'{"type": "ship", "id": "j", "data": {"n": NaN}}',
+        b'{"type": "ship", "id": "j", "data": {"n": 1, "n": 2}}',
+        b'{"type": "ship", "id": "j"}',
+        b"no \xff json",
+        deep,
+        b"x" * (CHUNK_BYTES + 1),
+    ]
+    (chunk,) = json_line_chunks(io.BytesIO(b"\n".join(lines)))
+    assert [chunk.content(line) for line in range(1, 9)] == [
+        {"data": {"name": "\u00e9", "n": 12345678901234567890123}},
+        *({"raw": line.decode(errors="replace")} for line in lines[1:]),
+    ]
+
+
+def test_a_csv_record_that_is_no_row_is_kept_as_it_is_in_the_file() -> None:
+    text = 'id,n,x,on,note\n1,7,nan,yes,a\n2,7\n\n3,7,1,no,"two\nlines",more\n4,7,1,no,"a"b\n5,1,2,no,b\n'
+    (chunk,) = csv_chunks(io.BytesIO(text.encode()), "ship", "id", SCHEMA)
+    assert [chunk.content(line) for line in range(1, 6)] == [
+        {"data": {"n": 7, "x": "nan", "on": True, "note": "a"}},
+        {"raw": "2,7"},
+        {"raw": '3,7,1,no,"two\nlines",more'},
+        {"raw": '4,7,1,no,"a"b'},
+        {"data": {"n": 1, "x": 2, "on": False, "note": "b"}},
+    ]
+    assert chunk.split(2)[1].content(3) == {"raw": '3,7,1,no,"two\nlines",more'}
