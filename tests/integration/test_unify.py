@@ -262,6 +262,77 @@ async def test_a_select_on_postgresql_keeps_its_types(tmp_path: Path, postgres: 
         run_plan(plan, None, None)
 
 
+def test_every_type_of_a_column_has_a_form_in_json(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text("code,at,on\na,2024-01-01T00:00:00Z,2024-02-03\nb,2024-01-01T02:00:00+02:00,\n")
+    plan = write_plan(
+        tmp_path,
+        """\
+        type: thing
+        sources:
+          - {name: f, files: {f: f.csv}, key: code, sql: "SELECT * FROM read_csv($f)"}
+          - name: t
+            key: code
+            sql: >-
+              SELECT 'c' AS code, TIMESTAMPTZ '2024-01-01 00:00:00.5+01' AS half, TIMESTAMPTZ 'infinity' AS ever,
+              TIMESTAMP '2024-01-01 12:00:00' AS local, TIME '10:00:00' AS time, 1.50::DECIMAL(10, 2) AS price,
+              [DATE '2024-01-01'] AS days, {'x': 1} AS inner, MAP {'k': 1} AS map, 'NaN'::DOUBLE AS nothing,
+              '2c3f0d7c-6b5e-4b0e-9a52-5f6d7c0a1b2c'::UUID AS uuid, INTERVAL 1 HOUR AS span
+        sources_field: from
+        id: ["{f.code}", "{t.code}"]
+        """,
+    )
+    found = entities(run_plan(plan, None, None))
+    for data in found.values():
+        del data["from"]
+    assert found == {
+        "a": {"code": "a", "at": "2024-01-01T00:00:00Z", "on": "2024-02-03"},
+        "b": {"code": "b", "at": "2024-01-01T00:00:00Z"},
+        "c": {
+            "code": "c",
+            "half": "2023-12-31T23:00:00.500000Z",
+            "local": "2024-01-01T12:00:00",
+            "time": "10:00:00",
+            "price": 1.5,
+            "days": ["2024-01-01"],
+            "inner": {"x": 1},
+            "map": {"k": 1},
+            "uuid": "2c3f0d7c-6b5e-4b0e-9a52-5f6d7c0a1b2c",
+            "span": "1:00:00",
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("'x'::BLOB", "holds bytes"),
+        ("12345678901234567890123::HUGEINT", "more than JSON has numbers for"),
+        ("[TIMESTAMPTZ '2024-01-01 00:00:00Z']", "cast the moments"),
+    ],
+)
+def test_a_column_that_has_no_form_in_json_is_refused(tmp_path: Path, value: str, said: str) -> None:
+    plan = f'type: t\nsources: [{{name: a, key: k, sql: "SELECT 1 AS k, {value} AS v"}}]\nid: "{{a.k}}"\n'
+    with pytest.raises(PlanRefused, match=said):
+        run_plan(write_plan(tmp_path, plan), None, None)
+
+
+def test_the_newest_of_moments_and_of_other_text_is_not_guessed(tmp_path: Path) -> None:
+    plan = write_plan(
+        tmp_path,
+        """\
+        type: t
+        sources:
+          - {name: a, key: k, sql: "SELECT 1 AS k, 5 AS seen"}
+          - {name: b, key: k, sql: "SELECT 1 AS k, DATE '2024-01-01' AS seen"}
+        match: [{exact: k}]
+        merge: [{fields: seen, newest: seen}]
+        id: "{a.k}"
+        """,
+    )
+    with pytest.raises(PlanRefused, match="newest: the sources have seen in different types"):
+        run_plan(plan, None, None)
+
+
 GOOD: Mapping[str, str] = {
     "type": "thing",
     "sources": "[{name: a, key: k, sql: 'SELECT 1 AS k, 2 AS v'}]",

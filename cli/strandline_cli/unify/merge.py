@@ -15,6 +15,7 @@ from strandline_cli.unify.plan import MergeRule, Plan, PlanError, fill_in, place
 from strandline_cli.unify.sources import ROW, Tables, quoted
 
 Row = Mapping[str, Any]
+_NO_INT = 2**63
 
 
 class Conflict(NamedTuple):
@@ -128,7 +129,12 @@ def _chosen(rule: MergeRule, held: Mapping[str, list[Any]], rows: Mapping[str, R
     if rule.newest:
         dated = [name for name in held if rows[name].get(rule.newest) is not None]
         # The first of equal ones, as max has it.
-        return max(dated, key=lambda name: rows[name][rule.newest]) if dated else next(iter(held))
+        try:
+            return max(dated, key=lambda name: rows[name][rule.newest]) if dated else next(iter(held))
+        except TypeError:
+            raise PlanError(
+                f"merge: newest: the sources have {rule.newest} in different types: cast them alike"
+            ) from None
     complete = (name for name, values in held.items() if None not in values)
     return next(complete, next(iter(held)))
 
@@ -164,6 +170,8 @@ def as_json(value: Any) -> Any:
     """A DuckDB value as JSON has it; null for what no number is."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, int) and abs(value) >= _NO_INT:
+        raise PlanError(f"a column holds {value}, more than JSON has numbers for: cast it to text in the SQL")
     if isinstance(value, decimal.Decimal):
         return float(value)
     if isinstance(value, (datetime.date, datetime.time)):

@@ -17,6 +17,7 @@ from strandline_cli.unify.plan import Plan, PlanError, Source
 ROW: Final = "_n"
 """The number of a row in its source, in the order of keys."""
 _AT_ONCE: Final = 2000
+_MOMENT: Final = "TIMESTAMP WITH TIME ZONE"
 # By PostgreSQL's type: what else there is comes as text.
 _TYPES: Final = {
     "bool": "BOOLEAN",
@@ -72,6 +73,7 @@ class Tables:
     def _lock_up(self, files: Sequence[Path], scratch: Path) -> None:
         """Let no SQL of a plan reach the network, or any other file."""
         settings: dict[str, Any] = {
+            "TimeZone": "UTC",
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "temp_directory": str(scratch),
@@ -94,7 +96,10 @@ class Tables:
                     f"{where}: ${min(missing)} is none of the files: {', '.join(files) or 'there are none'}"
                 )
             self.database.execute(f"CREATE TEMP TABLE loaded AS {query.rstrip().rstrip(';')}", parameters)
-            columns = tuple(name for name, *_ in self.database.execute("DESCRIBE loaded").fetchall())
+            types = {name: kind for name, kind, *_ in self.database.execute("DESCRIBE loaded").fetchall()}
+            columns = tuple(types)
+            for name, kind in types.items():
+                self._make_text(name, kind, where)
             if key not in columns:
                 raise PlanError(f"sources[{place}].key: there is no column {key!r}: {', '.join(columns)}")
             name = quoted(key)
@@ -113,6 +118,20 @@ class Tables:
             said = "is null in a row" if bad[0] is None else f"is not unique: {bad[0]!r} comes {bad[1]} times"
             raise PlanError(f"sources[{place}].key: {key} {said}")
         return columns
+
+    def _make_text(self, name: str, kind: str, where: str) -> None:
+        """Make a column of moments text of one width, ISO 8601 in UTC: so they can be compared, and JSON has them."""
+        if _MOMENT not in kind:
+            return
+        if kind != _MOMENT:
+            raise PlanError(f"{where}: the column {name!r} is {kind}: cast the moments in it to text in the SQL")
+        column = quoted(name)
+        fraction = self.one(f"SELECT bool_or(epoch_us({column}) % 1000000 <> 0) FROM loaded WHERE isfinite({column})")
+        form = "%Y-%m-%dT%H:%M:%S.%fZ" if fraction else "%Y-%m-%dT%H:%M:%SZ"
+        self.database.execute(
+            f"ALTER TABLE loaded ALTER {column} TYPE VARCHAR USING "
+            f"CASE WHEN isfinite({column}) THEN strftime({column}::TIMESTAMP, '{form}') END"
+        )
 
 
 def quoted(name: str) -> str:
