@@ -128,20 +128,31 @@ class Writer:
     async def _attempt(
         self, writing: Writing, base: str, first: int, pending: Sequence[tuple[int, Mutation]]
     ) -> list[Written | BaseException]:
-        submissions: list[asyncio.Future[Outcomes]] = []
+        parts: list[asyncio.Future[Outcomes]] = []
         # The first rows are committed while the last ones are prepared.
         for begin in range(0, len(pending), PREPARED_AT_ONCE):
             block = pending[begin : begin + PREPARED_AT_ONCE]
-            prepared = await self._prepare(writing.namespace.id, [[mutation] for _, mutation in block])
-            # The dot keeps these ids apart from any that a caller may choose.
-            units = [
-                _unit(writing, f"{base}.{first + place}", fingerprint([mutation]), item, False)
-                for (place, mutation), item in zip(block, prepared, strict=True)
-            ]
-            submissions.append(self._committer.submit(writing.namespace, *units))
+            try:
+                part = await self._submit(writing, base, first, block)
+            except Exception as failure:
+                # Rows of other blocks may be on disk by now: their answers must not be lost with it.
+                part = asyncio.get_running_loop().create_future()
+                part.set_result([failure] * len(block))
+            parts.append(part)
             await asyncio.sleep(0)
-        outcomes = chain.from_iterable(await asyncio.gather(*submissions))
+        outcomes = chain.from_iterable(await asyncio.gather(*parts))
         return [outcome if isinstance(outcome, Exception) else _written(outcome) for outcome in outcomes]
+
+    async def _submit(
+        self, writing: Writing, base: str, first: int, block: Sequence[tuple[int, Mutation]]
+    ) -> asyncio.Future[Outcomes]:
+        prepared = await self._prepare(writing.namespace.id, [[mutation] for _, mutation in block])
+        # The dot keeps these ids apart from any that a caller may choose.
+        units = [
+            _unit(writing, f"{base}.{first + place}", fingerprint([mutation]), item, False)
+            for (place, mutation), item in zip(block, prepared, strict=True)
+        ]
+        return self._committer.submit(writing.namespace, *units)
 
     async def _prepare(self, namespace: str, units: Sequence[Sequence[Mutation]]) -> list[_Preparation]:
         mutations = [mutation for unit in units for mutation in unit]

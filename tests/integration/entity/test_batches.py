@@ -11,6 +11,8 @@ from google.protobuf import json_format
 from strandline.entity.v1 import entity_pb2
 from strandline.stream.v1 import feed_pb2
 
+from services.entity.writes import PREPARED_AT_ONCE
+from services.runtime import committer
 from tests.integration.entity.conftest import Replica, Shore, error_info, info_in, reason, refusal
 
 Change = feed_pb2.Change
@@ -145,6 +147,18 @@ async def test_a_batch_of_failures_still_says_where_the_namespace_is(shore: Shor
     await shore.declare()
     answer = await shore.batch(shore.deleting("b1"))
     assert (answer.results[0].status.code, answer.revision) == (5, 1)
+
+
+async def test_rows_that_cannot_be_submitted_do_not_hide_what_became_of_the_others(
+    shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shore.declare()
+    monkeypatch.setattr(committer, "MAX_WAITING_UNITS", PREPARED_AT_ONCE - 1)
+    answer = await shore.batch(*(shore.creating(f"b{n:03}", {}) for n in range(PREPARED_AT_ONCE + 40)))
+    refused, written = answer.results[:PREPARED_AT_ONCE], answer.results[PREPARED_AT_ONCE:]
+    assert {info_in(result.status).reason for result in refused} == {"OVERLOADED"}
+    assert [result.revision for result in written] == list(range(2, 42))
+    assert len(await shore.list_ids()) == 40
 
 
 async def test_writes_to_one_name_apply_in_the_given_order(shore: Shore) -> None:
