@@ -1,14 +1,17 @@
 """The way of a write through the service: prepare it outside the lock, have it decided and committed, answer it.
 
 What was prepared can be overtaken: the type moves on, or an update turns out to take another unique value than it
-looked like. Then the unit comes back ``Stale``, and is prepared again.
+looked like. Then the unit comes back ``Stale``, and is prepared again. Where many write to one entity nearly all would
+be overtaken again and again, so those that were overtaken once take turns.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import uuid
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from typing import Final, NamedTuple
@@ -27,6 +30,7 @@ from services.entity.model import MAX_ENTITY_BYTES, EntityKey, StoredEntity, par
 from services.entity.mutations import Kind, Mutation, fingerprint
 from services.entity.operations import apply
 from services.entity.preconditions import Precondition
+from services.entity.turns import Turns
 from services.runtime.call import Namespace
 from services.runtime.changelog import select_versions
 from services.runtime.committer import Committer, Outcomes, Receipt
@@ -34,6 +38,8 @@ from services.runtime.database import Database
 from services.runtime.errors import Error, InvalidArgument, Unavailable
 
 MAX_ATTEMPTS: Final = 10
+MAX_PAUSE: Final = 0.002
+"""Seconds before the second attempt in a turn, at random; twice as many before each further one, up to 2**5 times."""
 PREPARED_AT_ONCE: Final = 128
 """Rows of a batch that are prepared before anybody else has a turn."""
 
@@ -70,6 +76,7 @@ class Writer:
         self._database = database
         self._types = types
         self._committer = committer
+        self._turns = Turns()
 
     async def write_one(self, writing: Writing, mutation: Mutation) -> tuple[int, Outcome]:
         """Commit one mutation; the namespace's revision and what it left, as the first time if it is a repetition."""
@@ -93,13 +100,21 @@ class Writer:
             Error: it was refused as a whole.
         """
         body_hash = fingerprint(mutations, preconditions)
-        for _ in range(MAX_ATTEMPTS):
-            (prepared,) = await self._prepare(writing.namespace.id, [mutations])
+        namespace, keys = writing.namespace, [mutation.key for mutation in mutations]
+
+        async def attempt() -> Written:
+            (prepared,) = await self._prepare(namespace.id, [mutations])
             unit = _unit(writing, writing.request_id, body_hash, prepared, indexed, preconditions)
-            try:
-                return _written(await self._committer.commit(writing.namespace, unit))
-            except Stale:
-                continue
+            return _written(await self._committer.commit(namespace, unit))
+
+        with suppress(Stale):
+            async with self._turns.at(namespace.id, keys, only_in_queues=True):
+                return await attempt()
+        async with self._turns.at(namespace.id, keys):
+            for number in range(MAX_ATTEMPTS - 1):
+                with suppress(Stale):
+                    return await attempt()
+                await _pause(number)
         raise _contended()
 
     async def batch(
@@ -114,16 +129,33 @@ class Writer:
         contended = _contended()
         outcomes: list[Written | BaseException] = [item if isinstance(item, Error) else contended for item in mutations]
         for wave in _waves(mutations):
-            pending = wave
-            for _ in range(MAX_ATTEMPTS):
-                results = await self._attempt(writing, base, first, pending)
-                for (place, _), result in zip(pending, results, strict=True):
-                    if not isinstance(result, Stale):
-                        outcomes[place] = result
-                pending = [item for item, result in zip(pending, results, strict=True) if isinstance(result, Stale)]
-                if not pending:
-                    break
+            pending = await self._settle(writing, base, first, wave, outcomes)
+            if not pending:
+                continue
+            async with self._turns.at(writing.namespace.id, [mutation.key for _, mutation in pending]):
+                for number in range(MAX_ATTEMPTS - 1):
+                    pending = await self._settle(writing, base, first, pending, outcomes)
+                    if not pending:
+                        break
+                    await _pause(number)
         return outcomes
+
+    async def _settle(
+        self,
+        writing: Writing,
+        base: str,
+        first: int,
+        pending: Sequence[tuple[int, Mutation]],
+        outcomes: list[Written | BaseException],
+    ) -> list[tuple[int, Mutation]]:
+        """Put what became of *pending* into *outcomes*; those that have to be tried again."""
+        stale = []
+        for item, result in zip(pending, await self._attempt(writing, base, first, pending), strict=True):
+            if isinstance(result, Stale):
+                stale.append(item)
+            else:
+                outcomes[item[0]] = result
+        return stale
 
     async def _attempt(
         self, writing: Writing, base: str, first: int, pending: Sequence[tuple[int, Mutation]]
@@ -206,6 +238,11 @@ class _Preparation(NamedTuple):
     writes: list[Prepared]
     types: Mapping[str, CompiledType]
     claim: Claim
+
+
+async def _pause(number: int) -> None:
+    """Let another process have its turn, after the attempt with *number* from 0."""
+    await asyncio.sleep(random.uniform(0, MAX_PAUSE * 2 ** min(number, 5)))
 
 
 def _contended() -> Unavailable:

@@ -117,6 +117,31 @@ async def test_concurrent_increments_on_two_replicas_are_all_counted(shore: Shor
     assert await shore.head() == 66
 
 
+@pytest.mark.parametrize("way", ["update", "transact", "batch"])
+async def test_a_field_that_a_unique_index_holds_is_changed_by_many_at_once(
+    shore: Shore, other_replica: Replica, way: str
+) -> None:
+    await shore.declare(indexes=[{"fields": ["data.n"], "unique": True}])
+    await shore.create("b1", {"n": 0})
+    increment = operation("data.n", increment=1)
+
+    async def client(through: Shore) -> None:
+        for _ in range(6):
+            if way == "update":
+                await through.update("b1", None, operations=[increment])
+            elif way == "transact":
+                await through.transact(operating(through, "b1", increment))
+            else:
+                answer = await through.batch(operating(through, "b1", increment), operating(through, "b1", increment))
+                assert [result.status.code for result in answer.results] == [0, 0]
+
+    elsewhere = shore.through(other_replica)
+    async with asyncio.TaskGroup() as clients:
+        for number in range(16):
+            clients.create_task(client(elsewhere if number % 4 == 0 else shore))
+    assert await content(shore, "b1") == {"n": 16 * 6 * (2 if way == "batch" else 1)}
+
+
 async def test_an_increment_sent_twice_counts_once_and_is_no_other_increment(shore: Shore) -> None:
     await shore.declare()
     await shore.create("b1", {"n": 0})
