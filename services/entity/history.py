@@ -29,6 +29,8 @@ MAX_EXAMINED: Final = 10_000
 """Entities that a page of a list examines."""
 _AT_ONCE: Final = 500
 """Of those, how many are read and tested before other calls have their turn."""
+MAX_EXAMINED_BYTES: Final = 64 * 2**20
+"""What a page examines, when entities are large; a page that ends there may be short or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +229,7 @@ class _Walk:
         self.examined = 0
         self.more = False
         self._room = MAX_ANSWER_BYTES
+        self._weight = 0
 
     async def run(self, database: Database, minimum: MinRevision) -> Head:
         """Fill the page; the head as it was last seen."""
@@ -251,7 +254,8 @@ class _Walk:
             check_readable(head, self._revision)
             taken = self._take(rows)
             self.more = taken == limit or (bool(rows) and rows[0][3] > taken)
-            if not self.more or taken < len(rows) or len(self.found) == self._size or self.examined == MAX_EXAMINED:
+            full = taken < len(rows) or len(self.found) == self._size
+            if not self.more or full or self.examined == MAX_EXAMINED or self._weight > MAX_EXAMINED_BYTES:
                 return head
 
     def _take(self, rows: Sequence[Row]) -> int:
@@ -265,6 +269,7 @@ class _Walk:
                 self._room -= len(message)
             self.after = entity_id
             self.examined += 1
+            self._weight += len(message or b"")
         return len(rows)
 
     def _belongs(self, message: bytes) -> bool:

@@ -15,7 +15,7 @@ from strandline.stream.v1 import feed_pb2
 
 from services.entity import versions
 from services.entity.diffs import MISSING, FieldChange, differences
-from services.entity.history import History, as_read, check_readable
+from services.entity.history import MAX_EXAMINED_BYTES, History, as_read, check_readable
 from services.entity.model import MAX_ANSWER_BYTES, EntityKey, entity_name
 from services.runtime import wire
 from services.runtime.call import MinRevision, Namespace
@@ -103,7 +103,7 @@ class RevisionDiffs:
         check_range(head, asked.start, end)
         page = _Page(namespace.id, page_size(size))
         examined = 0
-        while at.revision <= end and not page.full and examined < MAX_EXAMINED:
+        while at.revision <= end and not page.full and examined < MAX_EXAMINED and page.weight < MAX_EXAMINED_BYTES:
             run = await self._run(namespace.id, at, end, MAX_EXAMINED - examined)
             examined += max(len(run.changes), 1)
             wanted = [change for change in run.changes if not asked.types or change.key.type in asked.types]
@@ -162,9 +162,12 @@ class _Page:
         self._room = MAX_ANSWER_BYTES
         self.diffs: list[bytes] = []
         self.full = False
+        self.weight = 0
+        """Bytes that were compared."""
 
     def add(self, key: EntityKey, before: bytes | None, after: bytes | None) -> bool:
         """Take the net change of one entity, if there is any; False when the page is full."""
+        self.weight += len(before or b"") + len(after or b"")
         kind, diff = encode_diff(entity_name(self._namespace, key), before, after)
         if kind == Kind.KIND_UNSPECIFIED:
             return True

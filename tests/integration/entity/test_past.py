@@ -327,3 +327,18 @@ async def test_a_list_of_the_past_is_the_same_while_writes_go_on(shore: Shore) -
                 break
         assert found == [(f"b{n:03}", n) for n in range(200)]
     await writing
+
+
+async def test_a_page_of_the_past_ends_by_the_bytes_that_it_examined_and_the_list_goes_on(
+    shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.entity.history.MAX_EXAMINED_BYTES", 3 * 2**20)
+    await shore.declare()
+    for n in range(50):
+        await shore.create(f"b{n:02}", {"text": "x" * 200_000, "n": n})
+    await shore.create("c", {"n": 50})
+    revision = await shore.head()
+    page = await shore.page(filter="data.n = 50", as_of_revision=revision)
+    assert (len(page.entities), bool(page.next_page_token)) == (0, True)
+    assert await shore.list_ids(filter="data.n = 50", as_of_revision=revision) == ["c"]
+    assert await shore.list_ids(filter="data.n != 50", as_of_revision=revision) == [f"b{n:02}" for n in range(50)]
