@@ -52,7 +52,7 @@ def index_uses(type_: EntityType) -> list[FieldUse]:
     return [
         FieldUse(
             "FIELD_INDEXED",
-            f"the index ({', '.join(index.fields)}); remove it in the same update",
+            f"the index ({', '.join(index.fields)}); remove it in the same update, with indexes in the update_mask",
             tuple(part.path for part in index.spec.fields),
         )
         for index in type_.indexes

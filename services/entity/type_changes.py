@@ -171,6 +171,8 @@ class TypeRound:
         key = change.validation
         if judgement is None or judgement.keeps_old or stored.id not in self._live or key is None:
             return decision
+        if change.validate_only:
+            return decision  # nothing is stored, so there will be no operation to name
         self._statements[id(change)] += operation_store.begin_validation(key, stored.id, schema)
         return Decision(decision.changes, decision.answer, key.name)
 

@@ -70,7 +70,9 @@ async def finished(shore: Shore, name: str) -> operation_service_pb2.Operation:
 
 
 async def update(shore: Shore, schema: dict[str, Any], **fields: Any) -> type_service_pb2.UpdateTypeResponse:
-    request = type_service_pb2.UpdateTypeRequest(request_id=fields.pop("request_id", ""))
+    request = type_service_pb2.UpdateTypeRequest(
+        request_id=fields.pop("request_id", ""), validate_only=fields.pop("validate_only", False)
+    )
     json_format.ParseDict({"name": f"{shore.parent}/types/buoy", "schema": schema, **fields}, request.type)
     answer: type_service_pb2.UpdateTypeResponse = await shore.replica.types.UpdateType(
         request, metadata=shore.metadata()
@@ -194,6 +196,14 @@ async def test_a_change_that_stored_entities_may_not_fit_begins_a_validation_in_
     assert (await update(shore, SHORT, request_id="narrow")).operation == ""  # a repetition begins no second one
 
 
+async def test_a_rehearsed_change_names_no_operation_because_there_is_none(shore: Shore) -> None:
+    await shore.declare(schema=BUOY, compatibility="NONE")
+    await shore.create("b1", {"country": "Norway"})
+    answer = await update(shore, SHORT, validate_only=True)
+    assert (answer.type.schema_version, answer.operation) == (2, "")
+    assert (await update(shore, SHORT)).operation
+
+
 async def test_a_validation_that_was_cut_off_goes_on_where_it_was(
     deployment: Deployment, shore: Shore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +318,9 @@ async def test_a_field_that_an_index_names_goes_only_together_with_the_index(sho
     assert (error_info(failure).reason, pointers(failure)) == ("INCOMPATIBLE_SCHEMA", ["/properties/depth"])
     assert error_info(failure).metadata["rule"] == "FIELD_INDEXED"
     assert "data.country, data.depth desc" in (failure.details() or "")
+    # Without a mask, an empty list says nothing: the text must say what does.
+    empty = await refusal(update(shore, SHORT, indexes=[]))
+    assert "with indexes in the update_mask" in (empty.details() or "")
     answer = await update(shore, SHORT, indexes=[{"fields": ["data.country"]}])
     assert (answer.type.schema_version, len(answer.type.indexes)) == (2, 1)
 
