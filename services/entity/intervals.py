@@ -84,8 +84,6 @@ def _range(operator: Operator, value: Value) -> Interval:
     before, after = Cut(component, after=False), Cut(component, after=True)
     kind = component[:1]
     match operator:
-        case "=" if value is None:  # never true
-            return Interval(after, after, component)
         case "=":
             return Interval(before, after, component)
         case ">":

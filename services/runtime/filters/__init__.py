@@ -2,7 +2,7 @@
 
 What a comparison means, in both: a missing or null field makes it false, ``!=`` too, and NOT negates that. Values of
 different JSON types are unequal and have no order, so ``!=`` between them is true. Numbers are IEEE doubles, strings
-are ordered by their UTF-8 bytes, booleans have no order. ``= null`` is never true; ``!= null`` asks for any value.
+are ordered by their UTF-8 bytes, booleans have no order. ``!= null`` asks for any value.
 """
 
 from services.runtime.filters.parser import parse_filter

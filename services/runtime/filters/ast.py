@@ -35,7 +35,7 @@ Value: TypeAlias = Scalar | Instant | Duration
 class Compare:
     """``data.path op value``: false when the field is missing or null.
 
-    ``value`` is null only with ``=`` and ``!=``. Against an ``Instant`` or a ``Duration``, text counts as what it says;
+    ``value`` is null only with ``!=``. Against an ``Instant`` or a ``Duration``, text counts as what it says;
     text that says no such thing is unequal and has no order. *folded*: the field's text is compared as ``fold`` gives
     it, and ``value`` is text that is folded already.
     """

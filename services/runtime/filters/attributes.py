@@ -22,6 +22,8 @@ ATTRIBUTES: Final[FieldTypes] = {
     **{(name, FORMAT): frozenset({"date-time"}) for name in _TIMES},
     ("revision",): frozenset({"integer"}),
 }
+OWN_FIELDS: Final = (*_TEXTS, "revision", *_TIMES)
+"""Their names."""
 
 
 class EntityFields(Mapping[str, Any]):
@@ -39,7 +41,7 @@ class EntityFields(Mapping[str, Any]):
         return value.ToJsonString()
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*_TEXTS, *_TIMES, "revision"))
+        return iter(OWN_FIELDS)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

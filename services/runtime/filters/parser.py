@@ -31,7 +31,7 @@ from services.runtime.filters.ast import (
     Size,
     Value,
 )
-from services.runtime.filters.attributes import ATTRIBUTES
+from services.runtime.filters.attributes import ATTRIBUTES, OWN_FIELDS
 from services.runtime.filters.folding import fold
 from services.runtime.filters.moments import read_duration, read_timestamp
 from services.runtime.filters.paths import FILTER_PATH_PATTERN, parse_path, unescape
@@ -167,8 +167,8 @@ class _Builder:
             if self._terms > MAX_TERMS:
                 raise _refuse(name.start_pos, f"more than {MAX_TERMS} comparisons")
             value = _literal(literal.children[0])
-            node = _comparison(function, path, operator, value)
-            return _of_entity(typed(node, ATTRIBUTES)) if of_entity else typed(node, self._field_types)
+            node = _comparison(function, name, path, operator, value)
+            return _of_entity(typed(node, ATTRIBUTES, "".join)) if of_entity else typed(node, self._field_types)
 
         return self._build(argument, compare, depth)
 
@@ -176,7 +176,7 @@ class _Builder:
         """The path, and whether it begins at the entity and not at its data."""
         if self._of_entity and (str(name),) in ATTRIBUTES:
             return (str(name),), True
-        return parse_path(name, field="filter"), False
+        return parse_path(name, field="filter", others=OWN_FIELDS if self._of_entity else ()), False
 
 
 class _Star:
@@ -192,7 +192,7 @@ class _Wildcard(tuple[str, ...]):
 _Literal = Value | _Star | _Wildcard
 
 
-def _comparison(function: str, path: Path, operator: Token, value: _Literal) -> Node:
+def _comparison(function: str, name: str, path: Path, operator: Token, value: _Literal) -> Node:
     place, equality = operator.start_pos, operator in ("=", "!=")
     if isinstance(value, _Star):
         if operator != ":" or function:
@@ -210,8 +210,8 @@ def _comparison(function: str, path: Path, operator: Token, value: _Literal) -> 
             raise _refuse(place, r"a text with wildcards takes only = and !=; write \* for a star")
         like = Like(path, tuple(map(fold, value)) if folded else tuple(value), folded)
         return like if operator == "=" else And((Compare(path, "!=", None), Not(like)))
-    if value is None and not equality:
-        raise _refuse(place, "null takes only = and !=")
+    if value is None and operator != "!=":
+        raise _refuse(place, f"null takes only !=; what is null or missing is found by NOT {name}:*")
     if isinstance(value, bool) and not equality and operator != ":":
         raise _refuse(place, f"{str(value).lower()} takes only = and !=")
     if operator == ":":

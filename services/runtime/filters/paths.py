@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from services.runtime.errors import invalid_field
@@ -25,19 +25,20 @@ _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"} | {char: char for char in "\\/\"'`*"}
 
 
-def parse_path(text: str, *, field: str) -> Path:
+def parse_path(text: str, *, field: str, others: Sequence[str] = ()) -> Path:
     """Return the keys inside ``data`` that *text* names: ``data.port.size`` gives ``("port", "size")``.
 
     Args:
         text: must match ``PATH_PATTERN`` or ``FILTER_PATH_PATTERN``.
         field: the request's field that *text* came from, for the error.
+        others: what else could have been named there, for the error.
 
     Raises:
         InvalidArgument: ``INVALID_FIELD``, the path does not lie in ``data`` or a quoted key is malformed.
     """
     root, *keys = _KEY.findall(text)
     if root != "data" or not keys:
-        raise invalid_field(field, f"unknown field {text[:100]}: fields are data.<name>")
+        raise invalid_field(field, f"unknown field {text[:100]}: fields are {', '.join(('data.<name>', *others))}")
     try:
         return tuple(unquote(key) if key[0] in "`\"'" else key for key in keys)
     except ValueError as error:

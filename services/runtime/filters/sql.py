@@ -95,7 +95,7 @@ class _Compiler:
         if node.folded and isinstance(value, str):
             return self._folded_comparison(path, column, operator, value)
         if value is None:
-            return "false" if operator == "=" else f"{self._value(path, column)} <> 'null'"
+            return f"{self._value(path, column)} <> 'null'"
         if operator == "=":
             return f"{self._value(path, column)} = {self._json(value)}"
         if operator == "!=":

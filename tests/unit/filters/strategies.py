@@ -97,7 +97,8 @@ def _likes(path: Path, parts: list[str], *, folded: bool) -> Node:
 
 
 comparisons: st.SearchStrategy[Node] = (
-    st.builds(Compare, paths, st.sampled_from(["=", "!="]), literals | st.none())
+    st.builds(Compare, paths, st.sampled_from(["=", "!="]), literals)
+    | st.builds(Compare, paths, st.just("!="), st.none())
     | st.builds(Compare, paths, st.sampled_from(["<", "<=", ">", ">="]), ordered_literals)
     | st.builds(Has, paths, literals | keys)
     | st.builds(Present, paths)
