@@ -142,6 +142,26 @@ async def test_a_field_that_a_unique_index_holds_is_changed_by_many_at_once(
     assert await content(shore, "b1") == {"n": 16 * 6 * (2 if way == "batch" else 1)}
 
 
+async def test_an_increment_of_what_is_unique_gets_its_turn_among_those_who_replace_it(shore: Shore) -> None:
+    await shore.declare(indexes=[{"fields": ["data.n"], "unique": True}])
+    await shore.create("b1", {"n": 0})
+    done = asyncio.Event()
+
+    async def replace(place: int) -> None:
+        number = 1000 * place
+        while not done.is_set():
+            number += 1
+            await shore.update("b1", {"n": number}, update_mask=["*"])
+
+    replacing = [asyncio.create_task(replace(place)) for place in range(1, 9)]
+    try:
+        for _ in range(10):
+            await shore.update("b1", None, operations=[operation("data.n", increment=0.5)])
+    finally:
+        done.set()
+        await asyncio.gather(*replacing)
+
+
 async def test_an_increment_sent_twice_counts_once_and_is_no_other_increment(shore: Shore) -> None:
     await shore.declare()
     await shore.create("b1", {"n": 0})
