@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from services.entity import store, usage_store
-from services.entity.model import MAX_ANSWER_BYTES, EntityKey
+from services.entity.model import MAX_ANSWER_BYTES, MAX_ENTITY_BYTES, EntityKey
 from services.entity.usage_store import Budget
 from services.runtime.call import MinRevision, Namespace
 from services.runtime.changelog import Head, head_of, select_head
@@ -16,6 +16,9 @@ from services.runtime.database import Database, Row
 from services.runtime.errors import Unavailable
 
 MAX_TOGETHER: Final = 500
+MAX_BYTES_TOGETHER: Final = 16 * 2**20
+FEW: Final = MAX_BYTES_TOGETHER // MAX_ENTITY_BYTES
+"""So many can go together however large they are."""
 CROWD: Final = 8
 """So many at once say that more are on their way: the next ones wait for company. Fewer callers never wait."""
 GATHER_SECONDS: Final = 0.002
@@ -76,17 +79,22 @@ class Reader:
     ) -> None:
         keys = list(dict.fromkeys(key for key, _ in together))
         try:
-            rows = await self._database.read_one(store.read_entities(namespace.id, keys))
+            rows = await self._database.read_one(store.read_entities(namespace.id, keys, MAX_BYTES_TOGETHER))
             head = current_head(namespace, [row[:3] for row in rows[:1]])
-            messages = {keys[place - 1]: message for _, _, _, place, message in rows}
+            messages = {keys[row[3] - 1]: row[4] for row in rows}
+            later = {keys[row[3] - 1] for row in rows if row[5]} if len(keys) > FEW else ()
         except Exception as failure:
             for _, answer in together:
                 if not answer.done():
                     answer.set_exception(failure)
             return
         for key, answer in together:
-            if not answer.done():
+            if not answer.done() and key not in later:
                 answer.set_result((head, messages.get(key)))
+        if later:
+            large = [item for item in together if item[0] in later]
+            for begin in range(0, len(large), FEW):
+                await self._read_together(namespace, large[begin : begin + FEW])
 
     async def head(self, namespace: Namespace) -> Head:
         """Where the namespace's log is."""

@@ -254,15 +254,23 @@ def _entry_columns(entries: Sequence[tuple[int, bool, bytes, str]]) -> tuple[obj
     return packed_int8(index_ids), packed_bool(deleted), packed_bytea(keys), packed_text(ids)
 
 
-def read_entities(namespace: str, keys: Sequence[EntityKey]) -> Statement:
+def read_entities(namespace: str, keys: Sequence[EntityKey], max_bytes: int) -> Statement:
     """For each of *keys* a row (columns of ``select_head``, its place from 1 on, message or null), deleted ones too.
 
-    No rows: the namespace has no head yet. Sets the namespace by itself.
+    Together they take up to *max_bytes*: of many keys, those that need more than their share come with null for the
+    message; the last column is true for them. No rows: the namespace has no head yet. Sets the namespace by itself.
     """
     types, ids = zip(*keys, strict=True)
+    asked = (namespace, packed_text(types), packed_text(ids))
+    if len(keys) * MAX_ENTITY_BYTES <= max_bytes:
+        return Statement("SELECT epoch, revision, horizon, place, message, false FROM read_entities(%s, %s, %s)", asked)
+    # A share for each, not a sum, so that nothing has to be put in order; the length is known without the content.
+    share = max_bytes // len(keys)
     return Statement(
-        "SELECT epoch, revision, horizon, place, message FROM read_entities(%s, %s, %s)",
-        (namespace, packed_text(types), packed_text(ids)),
+        """SELECT epoch, revision, horizon, place, CASE WHEN octet_length(message) <= %s THEN message END,
+            octet_length(message) > %s
+        FROM read_entities(%s, %s, %s)""",
+        (share, share, *asked),
     )
 
 

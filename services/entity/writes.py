@@ -24,7 +24,7 @@ from services.entity.cascades import NOTHING, Claim, Explorer
 from services.entity.catalog import Catalog
 from services.entity.content import CompiledType, Entry
 from services.entity.decisions import Outcome, Prepared, Stale
-from services.entity.ledger import EntityUnit, Write, refusal_in
+from services.entity.ledger import MAX_READ_BYTES, EntityUnit, Write, refusal_in
 from services.entity.limits import UNLIMITED, Limits
 from services.entity.model import MAX_ENTITY_BYTES, EntityKey, StoredEntity, parse_entity_name
 from services.entity.mutations import Kind, Mutation, fingerprint
@@ -190,10 +190,8 @@ class Writer:
         mutations = [mutation for unit in units for mutation in unit]
         types = await self._types.learn(namespace, dict.fromkeys(mutation.key.type for mutation in mutations))
         uncertain = [mutation.key for mutation in mutations if _takes_unknown(mutation, types.get(mutation.key.type))]
-        stored: dict[EntityKey, StoredEntity] = {}
-        if uncertain:
-            (rows,) = await self._database.read(namespace, store.select_entities(namespace, uncertain))
-            stored = dict(map(store.entity_of, rows))
+        # What one unit reads beyond this is not needed: it is refused for it under the lock.
+        stored = await self._stored(namespace, uncertain, to_the_end=len(units) > 1)
         claims = await self._claims(namespace, units, types)
         return [
             _Preparation(
@@ -203,6 +201,17 @@ class Writer:
             )
             for place, unit in enumerate(units)
         ]
+
+    async def _stored(
+        self, namespace: str, keys: Sequence[EntityKey], *, to_the_end: bool
+    ) -> dict[EntityKey, StoredEntity]:
+        """Those of *keys* that exist, read in statements of ``MAX_READ_BYTES``; without *to_the_end* in one."""
+        stored: dict[EntityKey, StoredEntity] = {}
+        while keys:
+            (rows,) = await self._database.read(namespace, store.select_some_entities(namespace, keys, MAX_READ_BYTES))
+            stored.update(store.entity_of(row) for row in rows if row[-1] is not None)
+            keys = [EntityKey(row[0], row[1]) for row in rows if row[-1] is None] if to_the_end else ()
+        return stored
 
     async def _claims(
         self, namespace: str, units: Sequence[Sequence[Mutation]], types: Mapping[str, CompiledType]

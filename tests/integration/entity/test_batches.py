@@ -11,8 +11,10 @@ from google.protobuf import json_format
 from strandline.entity.v1 import entity_pb2
 from strandline.stream.v1 import feed_pb2
 
+from services.entity.ledger import MAX_READ_BYTES
 from services.entity.writes import PREPARED_AT_ONCE
 from services.runtime import committer
+from services.runtime.database import Row, Statement
 from tests.integration.entity.conftest import Replica, Shore, error_info, info_in, reason, refusal
 
 Change = feed_pb2.Change
@@ -159,6 +161,31 @@ async def test_rows_that_cannot_be_submitted_do_not_hide_what_became_of_the_othe
     assert {info_in(result.status).reason for result in refused} == {"OVERLOADED"}
     assert [result.revision for result in written] == list(range(2, 42))
     assert len(await shore.list_ids()) == 40
+
+
+async def test_large_entities_that_a_batch_updates_are_read_in_several_statements(
+    shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shore.declare(indexes=[{"fields": ["data.n"], "unique": True}])
+    names = [f"b{n:02}" for n in range(70)]
+    for start in range(0, 70, 10):
+        writes = (shore.creating(name, {"n": name, "s": "x" * 250_000}) for name in names[start : start + 10])
+        assert not any(result.status.code for result in (await shore.batch(*writes)).results)
+    database = shore.replica.service.database
+    read, sizes = database.read, []
+
+    async def weighed(namespace: str, *statements: Statement) -> list[list[Row]]:
+        answer = await read(namespace, *statements)
+        sizes.append(sum(len(value) for rows in answer for row in rows for value in row if isinstance(value, bytes)))
+        return answer
+
+    monkeypatch.setattr(database, "read", weighed)
+    answer = await shore.batch(*(shore.updating(name, {"n": f"new {name}"}) for name in names))
+    assert all(result.revision for result in answer.results)
+    assert sum(sizes) > MAX_READ_BYTES >= max(sizes)
+    sizes.clear()
+    assert await reason(shore.transact(*(shore.updating(name, {"n": name}) for name in names))) == "UNIT_TOO_LARGE"
+    assert sum(sizes) <= MAX_READ_BYTES
 
 
 async def test_writes_to_one_name_apply_in_the_given_order(shore: Shore) -> None:
