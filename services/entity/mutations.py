@@ -221,8 +221,13 @@ def parse_mask(mask: Sequence[str], field: str) -> tuple[Path, ...]:
         return EVERYTHING
     for text in mask:
         if not _PATH.fullmatch(text):
-            raise invalid_field(field, f"expected data.<name>, found {text[:100]!r}")
+            raise invalid_field(field, f"expected data.<name>, found {text[:100]!r}{no_commas(text)}")
     return tuple(parse_path(text, field=field) for text in mask)
+
+
+def no_commas(text: str) -> str:
+    """What to add to the refusal of *text* in a mask, if it looks like several fields in one."""
+    return "; a mask takes no commas: repeat the parameter for each field" if "," in text else ""
 
 
 class UpdateMask(NamedTuple):
@@ -234,12 +239,12 @@ class UpdateMask(NamedTuple):
 
 
 def parse_update_mask(mask: Sequence[str], field: str) -> UpdateMask:
-    """*mask* as ``parse_mask`` reads it, which may hold ``expire_time`` too.
+    """*mask* as ``parse_mask`` reads it, which may hold ``expire_time`` (in JSON ``expireTime``) too.
 
     Raises:
         InvalidArgument: ``INVALID_FIELD`` for *field*.
     """
-    inside = [text for text in mask if text != "expire_time"]
+    inside = [text for text in mask if text not in ("expire_time", "expireTime")]
     paths = parse_mask(inside, field)
     return UpdateMask(paths, bool(inside) or not mask, "*" in mask or len(inside) < len(mask))
 

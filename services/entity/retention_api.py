@@ -11,6 +11,7 @@ from strandline.entity.v1 import retention_service_pb2 as pb
 
 from services.entity import retention_store
 from services.entity.calls import namespace_of_call
+from services.entity.mutations import no_commas
 from services.entity.retention import Retention, choose, read_retention
 from services.entity.retention_store import DEFAULT_AGE, LEASE_FACTOR, MAX_AGE, MIN_AGE, Policy
 from services.runtime.call import Call
@@ -19,6 +20,7 @@ from services.runtime.errors import invalid_field
 
 SERVICE: Final = "strandline.entity.v1.RetentionService"
 _FIELDS: Final = frozenset({"max_age", "max_revisions"})
+_IN_JSON: Final = {"maxAge": "max_age", "maxRevisions": "max_revisions"}
 
 
 class RetentionHandlers:
@@ -62,11 +64,12 @@ def _check_name(name: str, namespace: str, field: str) -> None:
 
 def _chosen(request: pb.UpdateRetentionRequest) -> frozenset[str]:
     """The fields that *request* takes from its retention."""
-    asked = frozenset(request.update_mask) or _given(request) & _FIELDS
+    asked = frozenset(_IN_JSON.get(text, text) for text in request.update_mask) or _given(request) & _FIELDS
     if "*" in asked:
         return _FIELDS
     if unknown := asked - _FIELDS:
-        raise invalid_field("update_mask", f"{min(unknown)[:100]!r} is none of max_age, max_revisions, *")
+        text = min(unknown)
+        raise invalid_field("update_mask", f"{text[:100]!r} is none of max_age, max_revisions, *{no_commas(text)}")
     return asked
 
 

@@ -21,6 +21,7 @@ from services.entity.index_keys import parse_index, parse_index_field, parse_pla
 from services.entity.ledger import EntityUnit
 from services.entity.long_running import OperationRunner
 from services.entity.model import MAX_ANSWER_BYTES, OnDelete, encode_type, parse_namespace, parse_type_name, type_name
+from services.entity.mutations import no_commas
 from services.entity.operation_store import OperationKey
 from services.entity.reads import current_head
 from services.entity.retention_store import Lease
@@ -80,7 +81,9 @@ class TypeHandlers:
     async def update_type(self, request: pb.UpdateTypeRequest, call: Call) -> bytes:
         asked = set(request.update_mask) or {field.name for field, _ in request.type.ListFields()} & _FIELDS
         if unknown := asked - _FIELDS:
-            raise invalid_field("update_mask", f"{min(unknown)[:100]!r} is none of {', '.join(sorted(_FIELDS))}")
+            text = min(unknown)
+            known = ", ".join(sorted(_FIELDS))
+            raise invalid_field("update_mask", f"{text[:100]!r} is none of {known}{no_commas(text)}")
         etag, by_if_match = call.expected_etag(request.etag)
         change = _change(
             writing(request, call, "UpdateType"),

@@ -112,7 +112,7 @@ async def test_a_time_is_set_moved_kept_and_cleared(shore: Shore) -> None:
     assert (given.expire_time, given.data["n"]) == (first.expire_time, 5)
     assert await waited_for(shore) == 1
     assert not (await update(shore, "b1", None, ("expire_time",))).HasField("expire_time")
-    await update(shore, "b1", later, ("expire_time",))
+    assert (await update(shore, "b1", later, ("expireTime",))).HasField("expire_time")
     assert not (await update(shore, "b1", None, ("*",), {"n": 6})).HasField("expire_time")
     assert await waited_for(shore) == 0
     await shore.batch(

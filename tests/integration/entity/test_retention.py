@@ -116,6 +116,7 @@ async def test_an_owner_chooses_within_bounds(shore: Shore) -> None:
     chosen = await choose(shore, max_age=Duration(seconds=DAY), max_revisions=5)
     assert (chosen.max_age.seconds, chosen.max_revisions, chosen.updated_by) == (DAY, 5, shore.user_id)
     assert chosen == await get(shore)
+    assert (await choose(shore, mask=("maxRevisions",), validate_only=True, max_revisions=7)).max_revisions == 7
     assert (await choose(shore, mask=("max_age",), max_revisions=7)).max_age.seconds == 30 * DAY
     assert (await get(shore)).max_revisions == 5
     assert (await choose(shore, mask=("*",))).max_revisions == 0

@@ -7,6 +7,7 @@ import asyncio
 import grpc
 import pytest
 from google.protobuf import json_format
+from strandline.entity.v1 import entity_pb2, type_service_pb2
 from strandline.entity.v1 import entity_service_pb2 as pb
 from strandline.stream.v1 import feed_pb2
 
@@ -66,6 +67,24 @@ async def test_a_star_replaces_everything(shore: Shore, mask: str) -> None:
     await shore.create("b1", {"a": 1, "b": 2})
     answer = await shore.update("b1", {"c": 3}, update_mask=[mask])
     assert json_format.MessageToDict(answer.entity.data) == {"c": 3}
+
+
+async def test_a_mask_with_commas_is_refused_with_what_to_do_instead(shore: Shore) -> None:
+    await shore.declare()
+    await shore.create("b1", {"a": 1})
+    advice = "a mask takes no commas: repeat the parameter for each field"
+    type_ = type_service_pb2.UpdateTypeRequest(
+        type=entity_pb2.EntityType(name=f"{shore.parent}/types/buoy"), update_mask=["schema,indexes"]
+    )
+    for call in (
+        shore.update("b1", {"a": 2}, update_mask=["data.a,data.b"]),
+        shore.get("b1", read_mask=["data.a,data.b"]),
+        shore.replica.types.UpdateType(type_, metadata=shore.metadata()),
+    ):
+        refused = await refusal(call)
+        assert error_info(refused).reason == "INVALID_FIELD"
+        assert advice in (refused.details() or "")
+    assert advice not in ((await refusal(shore.get("b1", read_mask=["data."]))).details() or "")
 
 
 async def test_an_update_that_changes_nothing_takes_no_revision(shore: Shore) -> None:
