@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from strandline_cli import names
 from strandline_cli.home import AlreadyRunning, Home
 
 if TYPE_CHECKING:
@@ -22,6 +24,30 @@ class ImportMode(StrEnum):
     INSERT = "insert"
     UPSERT = "upsert"
     REPLACE_SET = "replace-set"
+
+
+def _namespace(name: str) -> str:
+    return _checked(name, names.NAMESPACE)
+
+
+def _type(name: str) -> str:
+    return _checked(name, names.TYPE)
+
+
+def _types(found: list[str] | None) -> list[str]:
+    return [_checked(name, names.TYPE) for name in found or ()]
+
+
+def _import_id(name: str) -> str:
+    return _checked(name, names.IMPORT)
+
+
+def _checked(name: str, pattern: re.Pattern[str]) -> str:
+    """*name* on the command line; empty where it may be left out."""
+    try:
+        return names.check(name, pattern) if name else name
+    except ValueError as failure:
+        raise typer.BadParameter(str(failure)) from None
 
 
 app = typer.Typer(
@@ -38,7 +64,9 @@ app.add_typer(schemas, name="schema")
 
 @app.command()
 def up(
-    port: Annotated[int, typer.Option(help="Port of the edge; 0: any free one.", envvar="STRANDLINE_PORT")] = 8080,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the edge; 0: any free one.", envvar="STRANDLINE_PORT")
+    ] = 8080,
 ) -> None:
     """Start everything and stay in the foreground. Ctrl-C drains and stops it; the data stays."""
     from strandline_cli.console import Console
@@ -144,20 +172,23 @@ def mail(as_json: Annotated[bool, typer.Option("--json", help="One JSON object p
 
 @app.command("import")
 def import_(
-    namespace: Annotated[str, typer.Argument(help="May stand in the plan instead.")] = "",
+    namespace: Annotated[str, typer.Argument(callback=_namespace, help="May stand in the plan instead.")] = "",
     file: Annotated[Path | None, typer.Argument(exists=True, dir_okay=False, readable=True)] = None,
-    kind: Annotated[str, typer.Option("--type", help="Type of rows that do not say it; needed for CSV.")] = "",
+    kind: Annotated[
+        str, typer.Option("--type", callback=_type, help="Type of rows that do not say it; needed for CSV.")
+    ] = "",
     id_column: Annotated[str | None, typer.Option("--id", help="CSV: the column that holds the id.")] = None,
     rejects: Annotated[Path | None, typer.Option(help="Write rejected rows here, as JSON lines.")] = None,
     mode: Annotated[
         ImportMode | None, typer.Option(help="replace-set deletes what no row names.", show_default="upsert")
     ] = None,
     replaced_types: Annotated[
-        list[str] | None, typer.Option("--replace", help="replace-set: a type to replace; may be repeated.")
+        list[str] | None,
+        typer.Option("--replace", callback=_types, help="replace-set: a type to replace; may be repeated."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, change nothing.")] = False,
     changes: Annotated[Path | None, typer.Option(help="Dry run: write what would change here, as JSON lines.")] = None,
-    import_id: Annotated[str, typer.Option("--import-id", help="An id of your own.")] = "",
+    import_id: Annotated[str, typer.Option("--import-id", callback=_import_id, help="An id of your own.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the import of that id.")] = False,
     confirm: Annotated[str, typer.Option(help="The operation id of a refused mass change.")] = "",
     plan: Annotated[
@@ -212,9 +243,11 @@ def import_(
 
 @app.command()
 def export(
-    namespace: Annotated[str, typer.Argument()],
+    namespace: Annotated[str, typer.Argument(callback=_namespace)],
     file: Annotated[Path, typer.Argument(dir_okay=False)],
-    types: Annotated[list[str] | None, typer.Option(help="Only entities of these types; may be repeated.")] = None,
+    types: Annotated[
+        list[str] | None, typer.Option(callback=_types, help="Only entities of these types; may be repeated.")
+    ] = None,
     revision: Annotated[int, typer.Option(min=0, help="As it was at this revision; 0: as it is now.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an export that was broken off.")] = False,
 ) -> None:
@@ -229,7 +262,7 @@ def export(
 
 @app.command()
 def declare(
-    namespace: Annotated[str, typer.Argument()],
+    namespace: Annotated[str, typer.Argument(callback=_namespace)],
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
     references: Annotated[
         bool, typer.Option(help="Also the references between types: after the import, if rows refer to later ones.")
@@ -254,9 +287,11 @@ def declare(
 
 @app.command()
 def watch(
-    namespace: Annotated[str, typer.Argument()],
+    namespace: Annotated[str, typer.Argument(callback=_namespace)],
     after: Annotated[int | None, typer.Option(min=0, help="Begin after this revision; left out: now.")] = None,
-    types: Annotated[list[str] | None, typer.Option(help="Only changes of these types; may be repeated.")] = None,
+    types: Annotated[
+        list[str] | None, typer.Option(callback=_types, help="Only changes of these types; may be repeated.")
+    ] = None,
     filter_: Annotated[str, typer.Option("--filter", help="Only entities that match.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="The feed's own messages.")] = False,
 ) -> None:

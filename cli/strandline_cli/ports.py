@@ -11,6 +11,7 @@ from strandline_cli.home import Ports
 
 DEFAULTS = Ports(edge=8080, nats=4222, mail=1025, user=15001, entity=15002, stream=15003)
 _SEARCH = 200
+_LAST = 65535
 
 
 def choose(edge: int = DEFAULTS.edge) -> tuple[Ports, list[str]]:
@@ -51,8 +52,9 @@ def is_free(port: int) -> bool:
 
 def _candidates(wanted: int) -> Iterator[int]:
     if wanted:
-        yield from range(wanted, wanted + _SEARCH)
-        raise OSError(f"no free port from {wanted} to {wanted + _SEARCH}")
+        last = min(wanted + _SEARCH - 1, _LAST)
+        yield from range(wanted, last + 1)
+        raise OSError(f"no free port from {wanted} to {last}")
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -13,6 +13,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor
 from strandline.entity.v1 import entity_pb2
 
+from strandline_cli import names
 from strandline_cli.api import Api, ApiError
 
 _NOT_DECLARED = {field_behavior_pb2.OUTPUT_ONLY, field_behavior_pb2.IDENTIFIER}
@@ -63,6 +64,10 @@ def read_types(path: Path) -> list[dict[str, Any]]:
             found.append({"type": row["type"], "schema": row["schema"], **row})
         except (ValueError, KeyError, TypeError):
             raise TypeFileError(f'line {number} is no JSON object {{"type", "schema", ...}}') from None
+        try:
+            names.check(str(row["type"]), names.TYPE)
+        except ValueError as failure:
+            raise TypeFileError(f"line {number}: the type {failure}") from None
     return found
 
 

@@ -43,7 +43,10 @@ def up(home: Home, port: int, console: Console) -> int:
         with home.hold():
             home.prepare()
             _end_previous(home, console)
-            chosen, remarks = ports.choose(port)
+            try:
+                chosen, remarks = ports.choose(port)
+            except OSError as failure:
+                raise PlatformFailure(str(failure)) from None
             console.step("preflight", 1000 * (time.monotonic() - began))
             for remark in remarks:
                 console.warn(remark)

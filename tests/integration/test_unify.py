@@ -345,6 +345,8 @@ GOOD: Mapping[str, str] = {
     [
         ({"sorces": "[]"}, "unknown key 'sorces'"),
         ({"id": None}, "the key 'id' is missing"),
+        ({"type": "Bad Name"}, "type: 'Bad Name' must match"),
+        ({"namespace": "a/b"}, "namespace: 'a/b' must match"),
         ({"mode": "replace"}, "mode: must be one of insert, upsert, replace-set"),
         ({"sources": "[]"}, "sources: must be a list that is not empty"),
         ({"sources": "[{name: a, key: k, sql: 'SELEC 1'}]"}, r"sources\[0\].sql: Parser Error"),

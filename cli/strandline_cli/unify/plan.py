@@ -11,6 +11,8 @@ from typing import Any, Final, TypeAlias
 
 import yaml
 
+from strandline_cli import names
+
 MODES: Final = ("insert", "upsert", "replace-set")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _PLACEHOLDER: Final = re.compile(r"\{([^{}.]+)\.([^{}]+)\}")
@@ -141,8 +143,8 @@ def read_plan(path: Path) -> Plan:
         {"type", "sources", "id"}, {"namespace", "mode", "match", "merge", "omit", "sources_field"}
     )
     sources = tuple(_source(node, path.parent) for node in plan["sources"].items())
-    names = tuple(source.name for source in sources)
-    if len(set(names)) < len(names):
+    source_names = tuple(source.name for source in sources)
+    if len(set(source_names)) < len(source_names):
         raise plan["sources"].wrong("two sources have the same name")
     for source in sources:
         if not _NAME.fullmatch(source.name):
@@ -155,15 +157,15 @@ def read_plan(path: Path) -> Plan:
         found = placeholders(template)
         if not found:
             raise plan["id"].wrong(f"{template!r} has no placeholder like {{source.column}}")
-        if unknown := {name for name, _ in found} - set(names):
+        if unknown := {name for name, _ in found} - set(source_names):
             raise plan["id"].wrong(f"there is no source {min(unknown)!r}")
     return Plan(
-        plan["type"].text(),
-        plan["namespace"].text() if "namespace" in plan else "",
+        plan["type"].name(names.TYPE),
+        plan["namespace"].name(names.NAMESPACE) if "namespace" in plan else "",
         mode,
         sources,
         tuple(_match_rule(node) for node in plan["match"].items()) if "match" in plan else (),
-        tuple(_merge_rule(node, names) for node in plan["merge"].items()) if "merge" in plan else (),
+        tuple(_merge_rule(node, source_names) for node in plan["merge"].items()) if "merge" in plan else (),
         frozenset(plan["omit"].texts()) if "omit" in plan else frozenset(),
         plan["sources_field"].text() if "sources_field" in plan else "_sources",
         ids,
@@ -200,6 +202,12 @@ class _Node:
         if not isinstance(self.value, str) or not self.value:
             raise self.wrong("must be a string that is not empty")
         return self.value
+
+    def name(self, pattern: re.Pattern[str]) -> str:
+        try:
+            return names.check(self.text(), pattern)
+        except ValueError as failure:
+            raise self.wrong(str(failure)) from None
 
     def texts(self) -> Sequence[str]:
         """One string, or a list of them."""

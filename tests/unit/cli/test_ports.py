@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+import pytest
 from strandline_cli import ports
 
 
@@ -24,3 +25,9 @@ def test_port_0_is_any_free_one_and_nothing_is_said_about_it() -> None:
 def test_no_two_parts_are_given_one_port() -> None:
     chosen, _ = ports.choose(ports.DEFAULTS.nats)
     assert len(set(vars(chosen).values())) == len(vars(chosen))
+
+
+def test_there_is_no_port_above_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "is_free", lambda port: False)
+    with pytest.raises(OSError, match="no free port from 65500 to 65535"):
+        ports.choose(65500)
