@@ -35,6 +35,7 @@ def run_export(
     began = time.monotonic()
     columns = (TextColumn("{task.completed:>9,.0f} rows"), BarColumn(), TextColumn("{task.fields[rate]:>7,}/s"))
     done = None
+    failure: BaseException | None = None
     with Progress(*columns, TimeRemainingColumn(), console=Console(), transient=True) as bar:
         task = bar.add_task("export", total=total, completed=before, rate=0)
 
@@ -44,9 +45,10 @@ def run_export(
         try:
             done = asyncio.run(write(running, files, journal, progress))
         except* (ApiError, strandline_client.ApiError, OSError) as failures:
-            print(f"{file}: {failures.exceptions[0]}", file=sys.stderr)
+            failure = failures.exceptions[0]
+            print(f"{file}: {failure}", file=sys.stderr)
     if done is None:
-        print(advice(files), file=sys.stderr)
+        print(advice(files, failure), file=sys.stderr)
         return 1
     tell(done, files, done.count - before, time.monotonic() - began)
     return 0
@@ -67,8 +69,13 @@ async def write(running: Running, files: Files, journal: Journal, progress: Call
         return await Export(client, files, journal, progress).run()
 
 
-def advice(files: Files) -> str:
-    """What to do after an export that broke off."""
+def advice(files: Files, failure: BaseException | None) -> str:
+    """What to do after an export that *failure* broke off."""
+    reason = failure.reason if isinstance(failure, strandline_client.ApiError) else ""
+    if reason == "PAGE_TOKEN_INVALID":
+        return "The namespace is another one than it was: it was deleted and made anew. Begin anew, without --resume."
+    if reason in ("COMPACTED", "NOT_FOUND"):
+        return "It cannot go on. Begin anew, without --resume." if files.journal.exists() else "Nothing was written."
     if files.journal.exists():
         return "What was written so far is kept. Go on with the same command and --resume, or begin anew without it."
     return "Nothing was written."

@@ -25,6 +25,18 @@ from strandline_cli.platform import Running
 
 SHOWN_MISSING = 5
 _FAILURES = (ImportFileError, ApiError, strandline_client.ApiError, OSError, EOFError, UnicodeDecodeError)
+# Codes of what can be over the next time. The others say no to the import as it is.
+_PASSING = {
+    "ABORTED",
+    "CANCELLED",
+    "DEADLINE_EXCEEDED",
+    "INTERNAL",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+    "UNKNOWN",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +155,9 @@ def tell_failure(failure: BaseException, order: Order, source: Path) -> None:
     command = f"the same command with --import-id {shlex.quote(order.import_id)} --resume"
     if failure.reason == "MASS_CHANGE_REFUSED":
         print(f"If you mean it: {command} --confirm {failure.metadata['operation_id']}", file=sys.stderr)
-    else:
+    elif failure.reason == "IMPORT_INCOMPLETE":
+        print("Nothing was deleted. Import the mended file anew, without --import-id", file=sys.stderr)
+    elif failure.code in _PASSING or failure.reason == "IMPORT_OFFSET":
         print(f"Nothing is lost or counted twice. To go on: {command}", file=sys.stderr)
 
 

@@ -107,8 +107,16 @@ class Import:
         return await self._finish(offset)
 
     async def _go_on(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        """What is left of *chunks*; what was rejected before is told again."""
-        state = await self._client.get_import(self._order.namespace, self._order.import_id)
+        """What is left of *chunks*; what was rejected before is told again.
+
+        All of them are, if the import was broken off before its first chunk arrived.
+        """
+        try:
+            state = await self._client.get_import(self._order.namespace, self._order.import_id)
+        except ApiError as failure:
+            if failure.reason != "NOT_FOUND":
+                raise
+            return chunks
         self._take(state)
         before, after = _split(chunks, state.next_offset)
         chunk = Chunk(0, ())
