@@ -35,7 +35,7 @@ def run_export(
     began = time.monotonic()
     columns = (TextColumn("{task.completed:>9,.0f} rows"), BarColumn(), TextColumn("{task.fields[rate]:>7,}/s"))
     done = None
-    failure: BaseException | None = None
+    broken_by: BaseException | None = None
     with Progress(*columns, TimeRemainingColumn(), console=Console(), transient=True) as bar:
         task = bar.add_task("export", total=total, completed=before, rate=0)
 
@@ -45,10 +45,10 @@ def run_export(
         try:
             done = asyncio.run(write(running, files, journal, progress))
         except* (ApiError, strandline_client.ApiError, OSError) as failures:
-            failure = failures.exceptions[0]
-            print(f"{file}: {failure}", file=sys.stderr)
+            broken_by = failures.exceptions[0]
+            print(f"{file}: {broken_by}", file=sys.stderr)
     if done is None:
-        print(advice(files, failure), file=sys.stderr)
+        print(advice(files, broken_by), file=sys.stderr)
         return 1
     tell(done, files, done.count - before, time.monotonic() - began)
     return 0

@@ -132,8 +132,8 @@ def test_nothing_is_replaced_while_rows_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("decisions", "said"),
     [
-        (["ours:A9", None], "ours:A9, which is no row of an earlier source"),
-        (["ours:A2", "ours:A2"], "one thing of two rows of theirs"),
+        (["ours:A9", None], "decisions.jsonl, line 1: ours:A9, which is no row of an earlier source"),
+        (["ours:A2", "ours:A2"], "decisions.jsonl, line 2: makes one thing of two rows of theirs, with .* line 1"),
         (["maybe", None], 'a decision is "source:key" of a candidate, "new" or "skip"'),
     ],
 )
@@ -147,6 +147,33 @@ def test_decisions_that_cannot_be_followed_are_refused(tmp_path: Path, decisions
         run_plan(plan, file, tmp_path / "out")
     with pytest.raises(PlanRefused, match="another name"):
         run_plan(plan, tmp_path / "out" / "review.jsonl", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"key": "77"}, "line 1: there is no row theirs:77"),
+        ({"source": "ours", "key": "A1"}, "line 1: ours:A1 is no row of a source after the first"),
+        ({"source": "others"}, "line 1: others:1 is no row"),
+    ],
+)
+def test_a_decision_about_a_row_that_is_not_there_is_refused(tmp_path: Path, row: dict[str, str], said: str) -> None:
+    plan = harbours(tmp_path, TWINS)
+    review = lines(run_plan(plan, None, tmp_path / "out").review)
+    file = tmp_path / "decisions.jsonl"
+    file.write_text(json.dumps(review[0] | {"decision": "new"} | row))
+    with pytest.raises(PlanRefused, match=said):
+        run_plan(plan, file, tmp_path / "out")
+
+
+def test_a_decision_for_what_was_no_candidate_is_followed_and_said(tmp_path: Path) -> None:
+    plan = harbours(tmp_path, TWINS)
+    review = lines(run_plan(plan, None, tmp_path / "out").review)
+    file = tmp_path / "decisions.jsonl"
+    # A key that was written as a number is the key all the same.
+    file.write_text(json.dumps(review[0] | {"decision": "ours:A1", "key": 1}))
+    unified = run_plan(plan, file, tmp_path / "out")
+    assert unified.lines[-1] == "decisions.jsonl, line 1: theirs:1 is ours:A1, none of its candidates"
 
 
 BUOYS = """\

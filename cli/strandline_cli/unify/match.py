@@ -39,12 +39,27 @@ class Ambiguous(NamedTuple):
     candidates: tuple[Candidate, ...]
 
 
+class Decision(NamedTuple):
+    """What somebody decided of a row: *what* is "source:key" of the thing it is, "new" or "skip".
+
+    *where* it is written; *offered*: not a thing that was none of the row's candidates.
+    """
+
+    what: str
+    where: str
+    offered: bool = True
+
+
 @dataclass(slots=True)
 class Matched:
-    """What came of matching: how many rows each (source, rule) placed, and those that people must decide."""
+    """What came of matching: how many rows each (source, rule) placed, and those that people must decide.
+
+    *remarks* are about decisions that were followed, but may be slips.
+    """
 
     placed: dict[tuple[int, str], int] = field(default_factory=dict)
     ambiguous: list[Ambiguous] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def resolve(candidates: Iterable[Candidate], margin: float) -> tuple[list[Candidate], dict[int, list[Candidate]]]:
@@ -77,8 +92,8 @@ def _good(items: list[Candidate], margin: float) -> list[Candidate]:
 class Matcher:
     """Matches the sources of a plan. Table ``members`` says which row (source, n) is part of which thing."""
 
-    def __init__(self, tables: Tables, decisions: Mapping[tuple[str, str], str]) -> None:
-        """*decisions*: by (source, key), "source:key" of the thing it is, "new" or "skip"."""
+    def __init__(self, tables: Tables, decisions: Mapping[tuple[str, str], Decision]) -> None:
+        """*decisions*: by (source, key)."""
         self._tables = tables
         self._database = tables.database
         self._plan = tables.plan
@@ -89,9 +104,13 @@ class Matcher:
         """Match everything.
 
         Raises:
-            PlanError: a rule names a column that a source does not have.
+            PlanError: a rule names a column that a source does not have, or a decision cannot be followed.
         """
         matched = Matched()
+        later = {source.name for source in self._plan.sources[1:]}
+        for (name, key), decision in self._decisions.items():
+            if name not in later:
+                raise PlanError(f"{decision.where}: {name}:{key} is no row of a source after the first")
         self._database.execute("CREATE TABLE members (thing BIGINT, source INTEGER, n BIGINT)")
         for number, rule in enumerate(self._plan.match):
             for place in range(len(self._plan.sources)):
@@ -143,19 +162,28 @@ class Matcher:
 
     def _decided(self, place: int, name: str, key: str, matched: Matched) -> None:
         """Place the rows that people have decided on."""
+        wanted = {of: decision for (source, of), decision in self._decisions.items() if source == name}
         rows = {
             str(value): n
             for value, n in self._tables.rows(f"SELECT {quoted(key)}::VARCHAR, {ROW} FROM source_{place}")
-            if (name, str(value)) in self._decisions
+            if str(value) in wanted
         }
-        decided = {n: self._decisions[(name, value)] for value, n in rows.items()}
-        wanted = {decision for decision in decided.values() if ":" in decision}
-        things = self._things_of(place, wanted)
-        if missing := wanted - things.keys():
-            raise PlanError(f"the decisions name {min(missing)}, which is no row of an earlier source")
-        placed = sorted((things[decision], n) for n, decision in decided.items() if decision in things)
-        if len({thing for thing, _ in placed}) < len(placed):
-            raise PlanError(f"the decisions make one thing of two rows of {name}")
+        things = self._things_of(place, {decision.what for decision in wanted.values()})
+        by_thing: dict[int, Decision] = {}
+        for of, decision in wanted.items():
+            if of not in rows:
+                raise PlanError(f"{decision.where}: there is no row {name}:{of}")
+            if ":" not in decision.what:
+                continue
+            if decision.what not in things:
+                raise PlanError(f"{decision.where}: {decision.what}, which is no row of an earlier source")
+            other = by_thing.setdefault(things[decision.what], decision)
+            if other is not decision:
+                raise PlanError(f"{decision.where}: makes one thing of two rows of {name}, with {other.where}")
+            if not decision.offered:
+                matched.remarks.append(f"{decision.where}: {name}:{of} is {decision.what}, none of its candidates")
+        decided = {rows[of]: decision.what for of, decision in wanted.items()}
+        placed = sorted((things[what], n) for n, what in decided.items() if what in things)
         self._place(place, placed)
         fresh = sorted(n for n, decision in decided.items() if decision == "new")
         self._place(place, [(self._things + step, n) for step, n in enumerate(fresh)])

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from strandline_cli.unify.match import Ambiguous
+from strandline_cli.unify.match import Ambiguous, Decision
 from strandline_cli.unify.merge import as_json
 from strandline_cli.unify.plan import PlanError
 from strandline_cli.unify.sources import ROW, Tables, quoted
@@ -19,19 +19,20 @@ from strandline_cli.unify.sources import ROW, Tables, quoted
 _CHOICES: Final = ("new", "skip")
 
 
-def read_decisions(path: Path) -> dict[tuple[str, str], str]:
+def read_decisions(path: Path) -> dict[tuple[str, str], Decision]:
     """The decisions of a review file, by (source, key); lines without one are left out.
 
     Raises:
         PlanError: it is no review file.
     """
-    decisions: dict[tuple[str, str], str] = {}
+    decisions: dict[tuple[str, str], Decision] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:
             record = orjson.loads(line)
-            source, key, decision = record["source"], record["key"], record.get("decision")
+            source, key, decision = str(record["source"]), str(record["key"]), record.get("decision")
+            candidates = [str(candidate["decision"]) for candidate in record.get("candidates", ())]
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             raise PlanError(f"{path}, line {number}: is no line of a review file") from None
         if decision is None:
@@ -40,7 +41,8 @@ def read_decisions(path: Path) -> dict[tuple[str, str], str]:
             raise PlanError(f'{path}, line {number}: a decision is "source:key" of a candidate, "new" or "skip"')
         if (source, key) in decisions:
             raise PlanError(f"{path}, line {number}: {source}:{key} is decided twice")
-        decisions[(source, key)] = decision
+        offered = not candidates or decision in (*_CHOICES, *candidates)
+        decisions[(source, key)] = Decision(decision, f"{path.name}, line {number}", offered)
     return decisions
 
 

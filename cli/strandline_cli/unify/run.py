@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from strandline_cli.unify.match import Matched, Matcher
+from strandline_cli.unify.match import Decision, Matched, Matcher
 from strandline_cli.unify.merge import Conflict, merged
 from strandline_cli.unify.plan import Plan
 from strandline_cli.unify.review import review_lines
@@ -30,10 +30,10 @@ class Unified:
     review_count: int
     conflict_count: int
     lines: tuple[str, ...]
-    """For people: where the rows of each source went."""
+    """For people: where the rows of each source went, and which decisions may be slips."""
 
 
-def unify(plan: Plan, decisions: Mapping[tuple[str, str], str], folder: Path) -> Unified:
+def unify(plan: Plan, decisions: Mapping[tuple[str, str], Decision], folder: Path) -> Unified:
     """Carry out *plan*, and write its files into *folder*.
 
     Raises:
@@ -53,7 +53,7 @@ def unify(plan: Plan, decisions: Mapping[tuple[str, str], str], folder: Path) ->
                     _write(conflict_file, _conflict(conflict))
                     conflict_count += 1
         review.write_bytes(b"".join(line + b"\n" for line in review_lines(tables, matched.ambiguous)))
-        lines = tuple(_said(tables, matched))
+        lines = (*_said(tables, matched), *matched.remarks)
     return Unified(
         plan.namespace,
         plan.mode,
