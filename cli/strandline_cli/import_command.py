@@ -138,6 +138,8 @@ def tell(state: pb.Import, reasons: Reasons, seconds: float, files: Files) -> No
     if state.mode == pb.Import.REPLACE_SET:
         said = "would be deleted" if state.dry_run else f"were missing, {account.deleted:,} deleted"
         print(f"{state.missing:,} of {state.compared:,} entities {said}")
+        if state.needs_confirmation:
+            print("That would be refused until it is confirmed: it is most of what is there, or all of a type")
         if state.dry_run and state.missing_names:
             print("".join(f"  {name}\n" for name in state.missing_names[:SHOWN_MISSING]), end="")
     print(f"{seconds:.1f} s, {account.read / seconds:,.0f} rows/s")

@@ -10,13 +10,13 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Final
+from typing import IO, Any, Final
 
-from google.protobuf import json_format
 from google.rpc import error_details_pb2
-from strandline.entity.v1 import entity_pb2
+from strandline.entity.v1 import entity_pb2, history_service_pb2
 from strandline.entity.v1 import import_service_pb2 as pb
 from strandline_client import ApiError, Client
+from strandline_client.json_data import json_of_value
 
 from strandline_cli.import_files import Chunk, ImportFileError
 
@@ -152,7 +152,11 @@ class Import:
             answer = await self._client.import_entities(self._order.namespace, request)
             request.confirm_operation_id = ""
             self._take(answer.progress)
-        return await self._client.get_import(self._order.namespace, self._order.import_id)
+        done = await self._client.get_import(self._order.namespace, self._order.import_id)
+        for name in done.missing_names if done.dry_run else ():
+            _, _, _, type_id, _, entity_id = name.split("/")
+            self._write_change({"line": None, "type": type_id, "id": entity_id, "outcome": "DELETED", "changes": []})
+        return done
 
     def _request(self, offset: int, rows: bytes) -> pb.ImportEntitiesRequest:
         confirm, self._confirm = self._confirm, ""
@@ -180,11 +184,20 @@ class Import:
             if self._rejects is not None:
                 record = {"line": number, "type": row.type, "id": row.id, "reason": reason, "message": text}
                 self._rejects.write(json.dumps(record | chunk.content(row.line), ensure_ascii=False) + "\n")
-        elif self._changes is not None:
+        else:
             outcome = entity_pb2.Mutation.Outcome.Name(row.outcome)
-            changes = None if row.changes_omitted else [json_format.MessageToDict(change) for change in row.changes]
-            record = {"line": number, "type": row.type, "id": row.id, "outcome": outcome, "changes": changes}
+            changes = None if row.changes_omitted else list(map(_change, row.changes))
+            self._write_change({"line": number, "type": row.type, "id": row.id, "outcome": outcome, "changes": changes})
+
+    def _write_change(self, record: dict[str, Any]) -> None:
+        if self._changes is not None:
             self._changes.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _change(change: history_service_pb2.FieldChange) -> dict[str, Any]:
+    """*change* as JSON: what was not there, or is not there any more, is left out."""
+    sides = [(side, getattr(change, side)) for side in ("before", "after") if change.HasField(side)]
+    return {"pointer": change.pointer, **{side: json_of_value(value) for side, value in sides}}
 
 
 def reason_and_text(row: pb.ImportRow) -> tuple[str, str]:

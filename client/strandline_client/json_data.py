@@ -14,10 +14,11 @@ _MAX_INTEGER = 2**53
 
 def json_of(message: Struct) -> dict[str, Any]:
     """The JSON object in *message*."""
-    return {key: _json_of_value(value) for key, value in message.fields.items()}
+    return {key: json_of_value(value) for key, value in message.fields.items()}
 
 
-def _json_of_value(value: Value) -> Any:
+def json_of_value(value: Value) -> Any:
+    """The JSON value in *value*."""
     kind = value.WhichOneof("kind")
     if kind == "string_value":
         return value.string_value
@@ -29,5 +30,5 @@ def _json_of_value(value: Value) -> Any:
     if kind == "struct_value":
         return json_of(value.struct_value)
     if kind == "list_value":
-        return [_json_of_value(item) for item in value.list_value.values]
+        return [json_of_value(item) for item in value.list_value.values]
     return None

@@ -62,10 +62,12 @@ class ImportHandlers:
     async def get_import(self, request: pb.GetImportRequest, call: Call) -> pb.GetImportResponse:
         namespace = namespace_of_call(call)
         import_id = _import_id(request.name, namespace, "name")
-        state, revision, missing = await self._importer.look(namespace, import_id)
-        call.position(revision, namespace.epoch)
-        progress = _import(namespace, import_id, state, missing)
-        return pb.GetImportResponse(progress=progress, revision=revision, epoch=namespace.epoch)
+        seen = await self._importer.look(namespace, import_id)
+        call.position(seen.revision, namespace.epoch)
+        progress = _import(namespace, import_id, seen.state)
+        progress.missing_names.extend(seen.missing)
+        progress.needs_confirmation = seen.needs_confirmation
+        return pb.GetImportResponse(progress=progress, revision=seen.revision, epoch=namespace.epoch)
 
     async def list_import_rejections(
         self, request: pb.ListImportRejectionsRequest, call: Call
@@ -76,7 +78,7 @@ class ImportHandlers:
         token = request.page_token
         after = int(open_token(self._token_key, binding, token)) if token else 0
         size = page_size(request.page_size)
-        _, revision, _ = await self._importer.look(namespace, import_id)
+        revision = (await self._importer.look(namespace, import_id)).revision
         found = await self._importer.rejections(namespace, import_id, after, size + 1)
         page = _fitting(found[:size])
         call.position(revision, namespace.epoch)
@@ -106,7 +108,7 @@ def _fitting(rows: Sequence[Rejection]) -> Sequence[Rejection]:
     return rows
 
 
-def _import(namespace: Namespace, import_id: str, state: StoredImport, missing: Sequence[str] = ()) -> pb.Import:
+def _import(namespace: Namespace, import_id: str, state: StoredImport) -> pb.Import:
     counts = Counts(state.inserted, state.updated, state.unchanged, state.rejected)
     progress = pb.Import(
         name=f"namespaces/{namespace.id}/imports/{import_id}",
@@ -118,7 +120,6 @@ def _import(namespace: Namespace, import_id: str, state: StoredImport, missing: 
         replaced_types=state.replaced_types,
         compared=state.compared,
         missing=state.missing,
-        missing_names=missing,
     )
     progress.create_time.FromDatetime(state.create_time)
     progress.update_time.FromDatetime(state.update_time)

@@ -58,7 +58,7 @@ COMPARED_AT_ONCE: Final = 50
 """Entities of up to 256 KiB that a dry run compares with their rows."""
 MAX_CHANGES_BYTES: Final = 2**20
 DELETED_AT_ONCE: Final = 500
-SHOWN_MISSING: Final = 20
+SHOWN_MISSING: Final = 1000
 _MAX_STATUS: Final = 1400
 """Bytes of a rejection: 2,000 of them fit one answer."""
 _REJECTED: Final = (InvalidArgument, NotFound, AlreadyExists)
@@ -114,6 +114,24 @@ class _Run:
     finishing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
+class _Guarded(NamedTuple):
+    """Types with missing entities, those of them that no row named, and how many may be missing unconfirmed."""
+
+    affected: list[str]
+    emptied: list[str]
+    limit: int
+
+
+class Seen(NamedTuple):
+    """An import and the namespace's revision; the names of some missing entities; and, if it is a dry run that is
+    finished, whether the real one would need to be confirmed."""
+
+    state: StoredImport
+    revision: int
+    missing: Sequence[str]
+    needs_confirmation: bool
+
+
 class _Known(NamedTuple):
     """What is stored about an import and one of its chunks."""
 
@@ -154,8 +172,8 @@ class Importer:
             if not run.calls and self._runs.get(key) is run:
                 del self._runs[key]
 
-    async def look(self, namespace: Namespace, import_id: str) -> tuple[StoredImport, int, list[str]]:
-        """An import, the namespace's revision, and the names of some missing entities.
+    async def look(self, namespace: Namespace, import_id: str) -> Seen:
+        """An import as it is now.
 
         Raises:
             NotFound: there is no such import, or it was forgotten.
@@ -171,7 +189,12 @@ class Importer:
         if state is None:
             raise NotFound("NOT_FOUND", f"there is no import {import_id}")
         names = [entity_name(namespace.id, EntityKey(type_id, entity_id)) for type_id, entity_id, _ in missing]
-        return state, current_head(namespace, head_rows).revision, names
+        needs_confirmation = (
+            state.dry_run
+            and (state.mode, state.state) == (Mode.REPLACE_SET, State.FINISHED)
+            and await self._guarded(key, namespace, state) is not None
+        )
+        return Seen(state, current_head(namespace, head_rows).revision, names, needs_confirmation)
 
     async def rejections(self, namespace: Namespace, import_id: str, after_line: int, limit: int) -> list[Rejection]:
         """Up to *limit* rejections of lines after *after_line*."""
@@ -249,29 +272,33 @@ class Importer:
         await self._in_transaction(namespace, import_store.confirm(key, sorted(types)))
         return await self._known(key, namespace, actor, chunk)
 
-    async def _check_guard(self, key: ImportKey, namespace: Namespace, actor: str, state: StoredImport) -> None:
-        """Refuse to delete a great part of what there is, or all of a type that no row named, unless it was confirmed.
-
-        Nothing is deleted yet.
-        """
+    async def _guarded(self, key: ImportKey, namespace: Namespace, state: StoredImport) -> _Guarded | None:
+        """What must be confirmed before the missing are deleted: a great part of what there is, or all of a type that
+        no row named. None if nothing must."""
         types = state.replaced_types or state.named_types
-        if set(types) <= set(state.confirmed_types):
-            return
+        if not namespace.mass_change_guard or set(types) <= set(state.confirmed_types):
+            return None
         (rows,) = await self._database.read(namespace.id, import_store.select_missing_types(key, types))
         affected = [str(type_id) for (type_id,) in rows]
         emptied = [type_id for type_id in affected if type_id not in state.named_types]
         limit = max(GUARD_FLOOR, int(state.compared * GUARD_SHARE))
-        if state.missing <= limit and not emptied:
+        return _Guarded(affected, emptied, limit) if emptied or state.missing > limit else None
+
+    async def _check_guard(self, key: ImportKey, namespace: Namespace, actor: str, state: StoredImport) -> None:
+        """Refuse to delete what must be confirmed and was not; nothing is deleted yet."""
+        if (guarded := await self._guarded(key, namespace, state)) is None:
             return
-        why = f"no row names any {' or '.join(emptied)}: " if emptied else ""
+        why = f"no row names any {' or '.join(guarded.emptied)}: " if guarded.emptied else ""
         raise FailedPrecondition(
             "MASS_CHANGE_REFUSED",
-            f"{why}the import would delete {state.missing} of {state.compared} entities, of {', '.join(affected)}; "
-            "repeat it with confirm_operation_id if you mean it",
-            operation_id=self._confirmations.issue(key.namespace, key.epoch, actor, types),
-            type=",".join(affected),
+            f"{why}the import would delete {state.missing} of {state.compared} entities, of "
+            f"{', '.join(guarded.affected)}; repeat it with confirm_operation_id if you mean it",
+            operation_id=self._confirmations.issue(
+                key.namespace, key.epoch, actor, state.replaced_types or state.named_types
+            ),
+            type=",".join(guarded.affected),
             changed=str(state.missing),
-            limit="0" if emptied else str(limit),
+            limit="0" if guarded.emptied else str(guarded.limit),
         )
 
     async def _await_turn(
@@ -456,7 +483,7 @@ class Importer:
             if rows[0][0]:
                 return
             place = (type_id, place[1] if place[0] == type_id else "")
-        if not state.dry_run and namespace.mass_change_guard:
+        if not state.dry_run:
             await self._check_guard(key, namespace, actor, state)
         after = State.FINISHED if state.dry_run else State.DELETING
         await self._in_transaction(namespace, import_store.change_state(key, State.COMPARING, after, state.next_offset))

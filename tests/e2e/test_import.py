@@ -226,6 +226,33 @@ async def test_a_dry_run_tells_the_changes_and_makes_none(platform: Platform, re
     assert dict(await listed(rest, namespace, "country")) == {"1": {"name": "A"}, "2": {"name": "B"}}
 
 
+async def test_a_dry_run_of_a_replaced_set_tells_what_would_be_deleted_and_whether_that_would_be_refused(
+    platform: Platform, rest: Rest, tmp_path: Path
+) -> None:
+    namespace = await new_namespace(rest, ["airport"])
+    await rest.ok("PATCH", f"/v1/namespaces/{namespace}", {"massChangeGuard": "ON"})
+    airports = [{"type": "airport", "id": str(n), "data": {"runway_count": n}} for n in range(3)]
+    file = rows_file(tmp_path / "rows.jsonl", airports)
+    assert platform.run("import", namespace, str(file)).returncode == 0
+    changes = tmp_path / "changes.jsonl"
+    arguments = ("--mode", "replace-set", "--replace", "airport", "--dry-run", "--changes", str(changes))
+    rows_file(file, [airports[0] | {"data": {"runway_count": 7}}, airports[2]])
+    done = platform.run("import", namespace, str(file), *arguments)
+    assert "1 of 3 entities would be deleted" in done.stdout, done.stdout + done.stderr
+    assert "would be refused" not in done.stdout
+    updated = {"pointer": "/runway_count", "before": 0, "after": 7}
+    told = changes.read_text()
+    assert [json.loads(line) for line in told.splitlines()] == [
+        {"line": 1, "type": "airport", "id": "0", "outcome": "UPDATED", "changes": [updated]},
+        {"line": None, "type": "airport", "id": "1", "outcome": "DELETED", "changes": []},
+    ]
+    assert "7.0" not in told
+    rows_file(file, [])
+    done = platform.run("import", namespace, str(file), *arguments)
+    assert "That would be refused until it is confirmed" in done.stdout, done.stdout + done.stderr
+    assert len(await listed(rest, namespace, "airport")) == 3
+
+
 async def test_replacing_a_set_deletes_what_the_file_lacks_but_most_of_it_only_when_confirmed(
     platform: Platform, rest: Rest, tmp_path: Path
 ) -> None:

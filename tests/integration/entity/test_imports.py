@@ -290,7 +290,12 @@ async def test_a_dry_run_of_replace_set_names_what_would_be_deleted(shore: Shore
     done = await finish(shore, 1, mode=REPLACE_SET, dry_run=True)
     assert (done.missing, done.account.deleted) == (2, 0)
     assert list((await look(shore)).missing_names) == [shore.name("b0"), shore.name("b2")]
+    assert not (await look(shore)).needs_confirmation
     assert len(await contents(shore)) == 3
+    await send(shore, [], import_id="empty", mode=REPLACE_SET, dry_run=True, replaced_types=["buoy"])
+    assert not (await look(shore, "empty")).needs_confirmation
+    await finish(shore, 0, import_id="empty", mode=REPLACE_SET, dry_run=True, replaced_types=["buoy"])
+    assert (await look(shore, "empty")).needs_confirmation
 
 
 async def test_replacing_most_of_a_set_needs_a_confirmation(shore: Shore, monkeypatch: Any) -> None:
