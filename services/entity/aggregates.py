@@ -192,10 +192,11 @@ def _plan_groups(filter: Node | None, group_by: Sequence[Path], compiled: Compil
         descending = {field.path: field.descending for field in index[1].fields}
         order_by = ", ".join(str(IndexField(path, descending=descending.get(path, False))) for path in group_by)
         try:
-            return plan_list(filter, order_by, indexes, compiled.field_types)
+            return plan_list(filter, order_by, indexes, compiled.field_types, "group_by")
         except FailedPrecondition:
             continue  # another index may have the directions that serve it
-    return plan_list(filter, ", ".join(str(IndexField(path)) for path in group_by), indexes, compiled.field_types)
+    order_by = ", ".join(str(IndexField(path)) for path in group_by)
+    return plan_list(filter, order_by, indexes, compiled.field_types, "group_by")
 
 
 # CASE, not FILTER: only CASE promises that a cast is not tried on a value of another type.

@@ -44,7 +44,8 @@ from services.entity.reads import Reader
 from services.entity.writes import Writer, Written
 from services.runtime import rpc, wire
 from services.runtime.call import Call
-from services.runtime.errors import Error, NotFound, invalid_field
+from services.runtime.errors import Error, NotFound, Violation, invalid_field
+from services.runtime.filters.paths import name_of
 from services.runtime.ids import uuid7
 from services.runtime.wire import JsonObject
 
@@ -326,7 +327,14 @@ def _batch_result(message: entity_pb2.Mutation, outcome: Written | BaseException
         )
     if not isinstance(outcome, Exception):
         raise outcome
+    if isinstance(outcome, Error):
+        outcome.violations = tuple(map(_by_name, outcome.violations))
     status: Message = rpc.status_of(outcome, "BatchWrite")
     operation = message.WhichOneof("operation")
     name = getattr(message, operation).name if operation is not None else ""
     return wire.delimited(1, status.SerializeToString()) + wire.text(2, name)
+
+
+def _by_name(violation: Violation) -> Violation:
+    """*violation* with its pointer as a name: the edge gives pointers a field of their own only outside of results."""
+    return Violation(name_of(violation.pointer), violation.message) if violation.pointer else violation

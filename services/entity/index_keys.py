@@ -23,7 +23,7 @@ from itertools import islice
 from typing import Any, Final
 
 from services.entity.words import MAX_WORDS, words_of
-from services.runtime.errors import invalid_field
+from services.runtime.errors import InvalidArgument, invalid_field, pointer_of
 from services.runtime.filters.ast import Path
 from services.runtime.filters.folding import fold
 from services.runtime.filters.paths import PATH_PATTERN, elements, lookup, parse_path, render_path
@@ -160,14 +160,14 @@ def _leads_to_array(path: Path, field_types: Mapping[Path, frozenset[str]]) -> b
     return any("array" in field_types.get(path[:length], ()) for length in range(1, len(path) + 1))
 
 
-def parse_order_by(text: str) -> tuple[IndexField, ...]:
+def parse_order_by(text: str, field: str = "order_by") -> tuple[IndexField, ...]:
     """Return the fields of ``data.population desc, data.name`` in order; an empty text gives none.
 
     Raises:
-        InvalidArgument: ``INVALID_FIELD``: malformed, too long, too many fields, or one twice.
+        InvalidArgument: ``INVALID_FIELD`` for *field*: malformed, too long, too many fields, or one twice.
     """
     if len(text) > MAX_ORDER_BY:
-        raise invalid_field("order_by", f"longer than {MAX_ORDER_BY} characters")
+        raise invalid_field(field, f"longer than {MAX_ORDER_BY} characters")
     if not text.strip():
         return ()
     fields: list[IndexField] = []
@@ -175,11 +175,11 @@ def parse_order_by(text: str) -> tuple[IndexField, ...]:
     while rest:
         item = _ITEM.match(rest)
         if item is None:
-            raise invalid_field("order_by", f"a quoted key is not closed in {rest[:100]!r}")
-        fields.append(parse_index_field(item[1], field="order_by"))
+            raise invalid_field(field, f"a quoted key is not closed in {rest[:100]!r}")
+        fields.append(parse_index_field(item[1], field=field))
         rest = rest[item.end() :]
     if len(fields) > MAX_FIELDS or len({one.values for one in fields}) < len(fields):
-        raise invalid_field("order_by", f"at most {MAX_FIELDS} fields, each once")
+        raise invalid_field(field, f"at most {MAX_FIELDS} fields, each once")
     return tuple(fields)
 
 
@@ -214,7 +214,7 @@ def entry_keys(spec: IndexSpec, data: Mapping[str, Any]) -> list[bytes]:
     for key in keys:
         if len(key) > MAX_KEY:
             names = ", ".join(map(str, spec.fields))
-            raise invalid_field(render_path(spec.fields[0].path), f"the key of ({names}) exceeds {MAX_KEY} bytes")
+            raise _beyond(spec.fields[0].path, f"the key of ({names}) exceeds {MAX_KEY} bytes")
     return keys
 
 
@@ -237,9 +237,9 @@ def reference_keys(path: Path, data: Mapping[str, Any]) -> list[bytes]:
     value = lookup(data, path)
     ids = dict.fromkeys(item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str))
     if len(ids) > MAX_ENTRIES:
-        raise invalid_field(render_path(path), f"refers to more than {MAX_ENTRIES} entities")
+        raise _beyond(path, f"refers to more than {MAX_ENTRIES} entities")
     if any(len(item) > MAX_ID for item in ids):
-        raise invalid_field(render_path(path), f"an id has at most {MAX_ID} characters")
+        raise _beyond(path, f"an id has at most {MAX_ID} characters")
     return [encode(item) for item in ids]
 
 
@@ -290,7 +290,7 @@ def _elements(field: IndexField, data: Mapping[str, Any]) -> list[bytes]:
             _check_length(field, element)
         components[_directed(field, component)] = None
         if len(components) > MAX_ENTRIES:
-            raise invalid_field(render_path(field.path), f"an indexed array has at most {MAX_ENTRIES} elements")
+            raise _beyond(field.path, f"an indexed array has at most {MAX_ENTRIES} elements")
     return list(components) or [_directed(field, MISSING)]
 
 
@@ -298,7 +298,11 @@ def _directed(field: IndexField, component: bytes) -> bytes:
     return component.translate(_INVERT) if field.descending else component
 
 
+def _beyond(path: Path, message: str) -> InvalidArgument:
+    return invalid_field(render_path(path), message, pointer_of(path))
+
+
 def _check_length(field: IndexField, value: Any) -> None:
     # Escapes make a component longer than its text, so only the text decides.
     if len(value.encode()) > MAX_STRING:
-        raise invalid_field(render_path(field.path), f"an indexed string has at most {MAX_STRING} bytes of UTF-8")
+        raise _beyond(field.path, f"an indexed string has at most {MAX_STRING} bytes of UTF-8")

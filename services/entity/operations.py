@@ -10,9 +10,8 @@ from typing import Any, Final, NamedTuple
 from strandline.entity.v1 import entity_pb2
 
 from services.entity.content import canonical
-from services.entity.schemas import pointer_of
 from services.runtime import wire
-from services.runtime.errors import InvalidArgument, invalid_field
+from services.runtime.errors import InvalidArgument, invalid_field, pointer_of
 from services.runtime.filters.ast import Path
 from services.runtime.filters.paths import PATH_PATTERN, parse_path
 from services.runtime.wire import JsonObject

@@ -77,6 +77,7 @@ def plan_list(
     order_by: str,
     indexes: Indexes,
     field_types: FieldTypes = MappingProxyType({}),
+    field: str = "order_by",
 ) -> Plan:
     """Return the walk that answers a list.
 
@@ -86,12 +87,13 @@ def plan_list(
         indexes: the READY indexes of the type with their ids. To continue a page pass only the index that it walked:
             the choice may change when an index becomes ready, and a position means nothing in another index.
         field_types: what the type's schema says of its fields.
+        field: the request's field that *order_by* stands for, for the error.
 
     Raises:
         InvalidArgument: ``INVALID_FIELD``, *order_by* is malformed or names an array.
         FailedPrecondition: ``INDEX_REQUIRED``; ``index`` is the JSON of an index to declare.
     """
-    query = _analyse(filter, order_by, field_types)
+    query = _analyse(filter, order_by, field_types, field)
     indexable = bool(query.intervals or query.elements)
     if not indexable and not order_by.strip():
         return Plan(residual=filter)
@@ -118,7 +120,7 @@ def plan_end(filter: Node | None, field: IndexField, indexes: Indexes) -> Plan |
     return next((walk for walk in walks if walk.residual is None), None)
 
 
-def _analyse(filter: Node | None, order_by: str, field_types: FieldTypes) -> _Query:
+def _analyse(filter: Node | None, order_by: str, field_types: FieldTypes, name: str = "order_by") -> _Query:
     terms = tuple(_conjuncts(filter))
     intervals: dict[_Values, Interval] = {}
     elements: dict[Path, Has] = {}
@@ -128,10 +130,10 @@ def _analyse(filter: Node | None, order_by: str, field_types: FieldTypes) -> _Qu
         elif (values := _served_by(term)) and (narrowed := interval(term)):
             intervals[values] = intervals[values].intersect(narrowed) if values in intervals else narrowed
     fixed = {values for values, left in intervals.items() if left.fixed is not None}
-    asked = parse_order_by(order_by)
+    asked = parse_order_by(order_by, name)
     for field in asked:
         if "array" in field_types.get(field.path, ()) or field.path in elements:
-            raise invalid_field("order_by", f"{field} is an array, which has no order")
+            raise invalid_field(name, f"{field} is an array, which has no order")
     return _Query(terms, intervals, elements, tuple(field for field in asked if field.values not in fixed))
 
 
@@ -214,7 +216,7 @@ def _index_required(query: _Query) -> FailedPrecondition:
     tail = list(query.order) or ranges[:1]
     if query.order and ranges and not bound and query.order[0].values not in [field.values for field in ranges]:
         # No index can: the rows of a range come in the order of its field.
-        problem = f"a range is served only in the order of its field: let order_by begin with {ranges[0]}"
+        problem = f"a range is served only in the order of its field: let the order begin with {ranges[0]}"
         tail = [ranges[0], *(field for field in query.order if field.values != ranges[0].values)]
     fields = {field.values: str(field) for field in [*bound[: MAX_FIELDS - len(tail)], *tail]}
     suggestion = json.dumps({"fields": list(fields.values()), "unique": False}, ensure_ascii=False)

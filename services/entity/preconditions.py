@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from strandline.entity.v1 import entity_pb2
 
 from services.entity.model import EntityKey, StoredEntity, etag_of, parse_entity_name
-from services.runtime.errors import Aborted, invalid_field
+from services.runtime.errors import Aborted, InvalidArgument, invalid_field
 from services.runtime.filters import compile_predicate, parse_filter
+from services.runtime.filters.ast import Node
 from services.runtime.filters.predicate import Predicate
 
 
@@ -45,10 +46,17 @@ def parse_precondition(message: entity_pb2.Precondition, namespace: str, field: 
         return Precondition(message.name, key, exists=message.exists)
     if condition == "etag":
         return Precondition(message.name, key, etag=message.etag)
-    node = parse_filter(message.filter) if condition == "filter" else None
+    node = _parse_filter(message.filter, f"{field}.filter") if condition == "filter" else None
     if node is None:
         raise invalid_field(field, "must say exists, etag or a filter that is not empty")
     return Precondition(message.name, key, filter=message.filter, matches=compile_predicate(node))
+
+
+def _parse_filter(text: str, field: str) -> Node | None:
+    try:
+        return parse_filter(text)
+    except InvalidArgument as failure:
+        raise invalid_field(field, failure.violations[0].message) from None
 
 
 def check(preconditions: tuple[Precondition, ...], entities: Mapping[EntityKey, StoredEntity]) -> None:

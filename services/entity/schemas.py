@@ -15,7 +15,7 @@ import orjson
 
 from services.entity.compatibility import as_type
 from services.entity.schema_cost import check_cost, follow
-from services.runtime.errors import InvalidArgument, Violation, invalid_field
+from services.runtime.errors import InvalidArgument, Violation, invalid_field, pointer_of
 from services.runtime.filters.ast import Path
 from services.runtime.filters.types import FORMAT, ITEMS
 from services.runtime.wire import JsonObject
@@ -92,11 +92,6 @@ def _violations(validator: Validator, data: JsonObject, field: str) -> Iterator[
             yield Violation(field, message, pointer_of([*path, str(kind.property)]))
         else:
             yield Violation(field, message, pointer_of(path))
-
-
-def pointer_of(path: list[str | int]) -> str:
-    """RFC 6901."""
-    return "".join("/" + str(key).replace("~", "~0").replace("/", "~1") for key in path)
 
 
 def field_types(schema: JsonObject) -> Mapping[Path, frozenset[str]]:

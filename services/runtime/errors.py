@@ -20,7 +20,7 @@ its text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -100,3 +100,8 @@ class Unavailable(Error):
 def invalid_field(field: str, message: str, pointer: str = "") -> InvalidArgument:
     """The commonest refusal: one field is wrong."""
     return InvalidArgument("INVALID_FIELD", f"{field}: {message}", violations=[Violation(field, message, pointer)])
+
+
+def pointer_of(path: Iterable[str | int]) -> str:
+    """RFC 6901."""
+    return "".join("/" + str(key).replace("~", "~0").replace("/", "~1") for key in path)

@@ -50,6 +50,12 @@ def render_path(path: Path) -> str:
     return ".".join(["data", *map(_render_key, path)])
 
 
+def name_of(pointer: str) -> str:
+    """Write an RFC 6901 *pointer* into ``data`` as a path: ``data.port.size``, ``data.tags[1]``."""
+    keys = (key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:])
+    return "data" + "".join(f"[{key}]" if key.isdecimal() else f".{_render_key(key)}" for key in keys)
+
+
 def lookup(data: Mapping[str, Any], path: Path, default: Any = None) -> Any:
     """Return the value at *path*, or *default* when a key is missing or something on the way is no object.
 

@@ -18,7 +18,7 @@ from services.entity.index_keys import encode
 from services.entity.planner import Plan
 from services.runtime.database import Statement
 from services.runtime.filters import compile_predicate, parse_filter
-from tests.integration.entity.conftest import Replica, Shore, error_info, reason, refusal
+from tests.integration.entity.conftest import Replica, Shore, error_info, pointers, reason, refusal
 
 FIELDS = ("a", "b", "c")
 INDEXES = [{"fields": ["data.a", "data.b desc"]}, {"fields": ["data.b"]}]
@@ -269,6 +269,13 @@ async def test_what_cannot_be_computed_is_refused(
         indexes=[{"fields": ["data.a"]}, {"fields": ["data.tags"]}],
     )
     assert await reason(aggregate(shore, *figures, **query)) == expected
+
+
+async def test_a_refused_group_by_is_called_by_its_name(shore: Shore) -> None:
+    await shore.declare(indexes=[{"fields": ["data.a"]}])
+    failure = await refusal(aggregate(shore, "count", filter="data.tags:'x'", group_by=["data.tags"]))
+    assert pointers(failure) == ["group_by"]
+    assert "order_by" not in (failure.details() or "")
 
 
 async def test_counting_a_type_that_is_not_there_or_a_future_revision_is_refused(shore: Shore) -> None:

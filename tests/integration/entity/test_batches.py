@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import json_format
+from google.rpc import error_details_pb2
 from strandline.entity.v1 import entity_pb2
 from strandline.stream.v1 import feed_pb2
 
@@ -15,7 +16,7 @@ from services.entity.ledger import MAX_READ_BYTES
 from services.entity.writes import PREPARED_AT_ONCE
 from services.runtime import committer
 from services.runtime.database import Row, Statement
-from tests.integration.entity.conftest import Replica, Shore, error_info, info_in, reason, refusal
+from tests.integration.entity.conftest import Replica, Shore, error_info, info_in, pointers, reason, refusal
 
 Change = feed_pb2.Change
 
@@ -201,6 +202,38 @@ async def test_writes_to_one_name_apply_in_the_given_order(shore: Shore) -> None
     assert all(revisions)
     assert [revisions[0], *revisions[2:]] == sorted([revisions[0], *revisions[2:]])
     assert (await shore.get("b1")).data["n"] == 99
+
+
+async def test_a_refused_row_names_the_fields_of_its_content_as_filters_do(shore: Shore) -> None:
+    number = {"type": "number"}
+    schema = {
+        "type": "object",
+        "properties": {
+            "port": {"type": "object", "properties": {"size": number, "odd key": number}},
+            "tags": {"type": "array", "items": number},
+            "code": {"type": "string"},
+        },
+    }
+    await shore.declare(schema=schema, indexes=[{"fields": ["data.code"]}])
+    rows: list[dict[str, Any]] = [
+        {"port": {"size": "x"}},
+        {"port": {"odd key": "x"}},
+        {"tags": [1, "x"]},
+        {"code": "x" * 1025},
+    ]
+    answer = await shore.batch(*(shore.creating(f"b{n}", row) for n, row in enumerate(rows)))
+    named = []
+    for result in answer.results:
+        request = error_details_pb2.BadRequest()
+        assert result.status.details[1].Unpack(request)
+        named.append(request.field_violations[0].field)
+    assert named == ["data.port.size", "data.port.`odd key`", "data.tags[1]", "data.code"]
+
+
+async def test_an_indexed_string_that_is_too_long_is_pointed_at(shore: Shore) -> None:
+    await shore.declare(indexes=[{"fields": ["data.a.`b/c`"]}])
+    failure = await refusal(shore.create("b1", {"a": {"b/c": "x" * 1025}}))
+    assert pointers(failure) == ["/a/b~1c"]
 
 
 async def test_a_batch_sent_twice_writes_each_row_once(shore: Shore) -> None:

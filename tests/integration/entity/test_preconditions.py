@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from strandline.entity.v1 import entity_pb2
 
-from tests.integration.entity.conftest import Replica, Shore, error_info, operation, reason, refusal
+from tests.integration.entity.conftest import Replica, Shore, error_info, operation, pointers, reason, refusal
 
 
 def condition(shore: Shore, entity_id: str, **holds: Any) -> entity_pb2.Precondition:
@@ -96,6 +96,15 @@ async def test_a_precondition_that_says_nothing_sensible_is_refused(shore: Shore
     await shore.declare()
     odd = entity_pb2.Precondition(**{"name": shore.name("b1"), **fields})
     assert await reason(shore.transact(shore.creating("b1", {}), preconditions=[odd])) == "INVALID_FIELD"
+
+
+async def test_a_filter_that_cannot_be_read_is_named_by_the_place_of_its_precondition(shore: Shore) -> None:
+    await shore.declare()
+    name = shore.name("b1")
+    asked = [entity_pb2.Precondition(name=name, exists=False), entity_pb2.Precondition(name=name, filter="data.n =")]
+    failure = await refusal(shore.transact(shore.creating("b1", {}), preconditions=asked))
+    assert pointers(failure) == ["preconditions[1].filter"]
+    assert (failure.details() or "").startswith("preconditions[1].filter: expected")
 
 
 async def test_at_most_100_preconditions(shore: Shore) -> None:

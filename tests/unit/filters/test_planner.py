@@ -170,7 +170,7 @@ def test_a_list_that_no_index_serves_is_refused_with_the_index_to_declare(
 
 
 def test_a_range_that_no_index_could_serve_in_the_order_is_told_so() -> None:
-    with pytest.raises(FailedPrecondition, match="let order_by begin with") as raised:
+    with pytest.raises(FailedPrecondition, match="let the order begin with") as raised:
         plan("data.population > 5", "data.name")
     assert json.loads(raised.value.metadata["index"])["fields"] == ["data.population", "data.name"]
 
@@ -283,7 +283,7 @@ def test_a_walk_gives_what_filtering_and_sorting_every_entity_would(
     except FailedPrecondition as refused:
         # Follow the advice; an index with every direction turned round must do as well.
         suggested = json.loads(refused.metadata["index"])["fields"]
-        if "let order_by begin with" in refused.message:
+        if "let the order begin with" in refused.message:
             order_by = ", ".join(suggested)
         spec = parse_index(suggested, field_types=TYPES)
         if mirrored:
