@@ -232,6 +232,14 @@ async def test_a_page_token_works_only_in_its_own_list(
     assert await reason(call) == "PAGE_TOKEN_INVALID"
 
 
+async def test_a_page_may_show_other_parts_of_the_data_than_the_one_before(shore: Shore) -> None:
+    await shore.declare()
+    await shore.batch(*(shore.creating(f"b{n}", {"n": n, "m": n}) for n in range(4)))
+    token = (await shore.page(page_size=2, read_mask=["data.n"])).next_page_token
+    rest = await shore.page(page_token=token, read_mask=["data.m"], min_revision=5)
+    assert [dict(entity.data) for entity in rest.entities] == [{"m": 2}, {"m": 3}]
+
+
 async def test_a_page_goes_on_after_what_was_deleted_meanwhile(shore: Shore) -> None:
     await shore.declare(indexes=[{"fields": ["data.n"]}])
     await shore.batch(*(shore.creating(f"b{n}", {"n": n}) for n in range(9)))
