@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeAlias
 
 from services.entity import cascades, catalog, preconditions, store
@@ -176,11 +177,14 @@ class EntityRound:
             return Decision((), refusal, refusal)
         assert self.counters is not None
         deltas = [delta for effect in effects if (delta := self._delta(effect, unit.actor)) is not None]
-        self.counters.count(unit, stamp.epoch, deltas, stamp.commit_time, stamp.revision)
+        counted = self.counters.count(unit, stamp.epoch, deltas, stamp.commit_time, stamp.revision)
         self._rows[id(unit)] = [effect.row for effect in effects if effect.row is not None]
         outcomes = [effect.outcome for effect in effects[: len(unit.writes)]]
         return Decision(
-            [effect.change for effect in effects if effect.change is not None], encode_answer(outcomes), outcomes
+            [effect.change for effect in effects if effect.change is not None],
+            encode_answer(outcomes),
+            outcomes,
+            partial(self.counters.add, unit, counted),
         )
 
     def writes(self, accepted: Sequence[tuple[EntityUnit, Stamp]]) -> Sequence[Statement]:

@@ -68,8 +68,6 @@ class LimitedUnit(Protocol):
     def actor(self) -> str: ...
     @property
     def limits(self) -> Limits: ...
-    @property
-    def validate_only(self) -> bool: ...
 
 
 class Confirmations:
@@ -120,6 +118,14 @@ def available_writes(quota: Quota, budget: Budget | None, moment: datetime) -> f
     return min(capacity, budget.tokens + elapsed * quota.max_writes_per_second)
 
 
+class Counted(NamedTuple):
+    """What a unit does to the counts, and the budget that it leaves."""
+
+    deltas: Sequence[Delta]
+    changes: Mapping[Scope, Changed]
+    budget: Budget | None
+
+
 @dataclass
 class Counters:
     """The counts of one batch: as they were read, and as the units before this one leave them."""
@@ -130,8 +136,7 @@ class Counters:
     """By type, and under '' for the namespace: live entities, and bytes of all that are kept."""
     changes: dict[Scope, Changed]
     budget: Budget | None
-    _deltas: dict[int, Sequence[Delta]] = field(default_factory=dict)
-    _counts: dict[int, Mapping[Scope, Changed]] = field(default_factory=dict)
+    _added: dict[int, Counted] = field(default_factory=dict)
 
     @staticmethod
     def reads(namespace: str, types: Sequence[str], units: Sequence[LimitedUnit]) -> list[Statement]:
@@ -163,8 +168,8 @@ class Counters:
             budget = usage_store.budget_of(next(results))
         return cls(namespace, confirmations, usage, changes, budget)
 
-    def count(self, unit: LimitedUnit, epoch: str, deltas: Sequence[Delta], moment: datetime, revision: int) -> None:
-        """Add what *unit* does; of a unit that is only validated, nothing.
+    def count(self, unit: LimitedUnit, epoch: str, deltas: Sequence[Delta], moment: datetime, revision: int) -> Counted:
+        """What *unit* does, if it may; nothing is added yet.
 
         Raises:
             ResourceExhausted: QUOTA_EXCEEDED.
@@ -173,33 +178,36 @@ class Counters:
         quota = unit.limits.quota
         if quota.max_entities or quota.max_bytes:
             self._check_size(quota, deltas)
-        budget = self._spent(quota, len(deltas), moment) if quota.max_writes_per_second else self.budget
+        budget = self._spent(quota, len(deltas), moment) if deltas and quota.max_writes_per_second else self.budget
         counted: dict[Scope, Changed] = {}
         if unit.limits.guard:
             counted = self._counted(unit, deltas, revision)
             self._check_guard(unit, epoch, counted)
-        if unit.validate_only:
-            return
-        for scope, more in counted.items():
+        return Counted(deltas, counted, budget)
+
+    def add(self, unit: LimitedUnit, counted: Counted) -> None:
+        """Add what *unit* does, now that nothing else refuses it."""
+        for scope, more in counted.changes.items():
             self.changes[scope] = _sum(self.changes.get(scope, Changed()), more)
-        self._counts[id(unit)] = counted
-        for delta in deltas:
+        for delta in counted.deltas:
             live, size = self.usage.get(delta.type, _NONE)
             self.usage[delta.type] = (live + delta.entities, size + delta.bytes)
             live, size = self.usage.get("", _NONE)
             self.usage[""] = (live + delta.entities, size + delta.bytes)
-        self.budget = budget
-        self._deltas[id(unit)] = deltas
+        self.budget = counted.budget
+        self._added[id(unit)] = counted
 
     def statements(self, accepted: Iterable[LimitedUnit], moment: datetime) -> list[Statement]:
         """What the *accepted* units leave to be stored."""
         usage: dict[str, tuple[int, int]] = {}
         changes: dict[Scope, Changed] = {}
         for unit in accepted:
-            for type_, entities, size, *_ in self._deltas.get(id(unit), ()):
+            if (counted := self._added.get(id(unit))) is None:
+                continue
+            for type_, entities, size, *_ in counted.deltas:
                 live, stored = usage.get(type_, _NONE)
                 usage[type_] = (live + entities, stored + size)
-            for scope, counts in self._counts.get(id(unit), {}).items():
+            for scope, counts in counted.changes.items():
                 changes[scope] = _sum(changes.get(scope, Changed()), counts)
         statements = []
         if usage:

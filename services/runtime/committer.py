@@ -87,11 +87,13 @@ class Decision(NamedTuple):
     """What a unit will do: its changes (none: it changes nothing and takes no revision), and its answer.
 
     ``answer`` is kept with the request id and must suffice to answer a repetition; ``result`` goes to this caller.
+    ``accepted`` is called before the next unit is decided if the changes go into the log: they may be too much for it.
     """
 
     changes: Sequence[Change]
     answer: bytes = b""
     result: Any = None
+    accepted: Callable[[], None] | None = None
 
 
 class Receipt(NamedTuple):
@@ -451,7 +453,7 @@ class _Deciding(Generic[U]):
             self.results.append(_repeat(unit, answered, head.epoch))
             return
         stamp = Stamp(head.namespace, head.epoch, self.revision + 1, self._commit_time)
-        changes, answer, result = self._round.decide(unit, stamp)
+        changes, answer, result, accept = self._round.decide(unit, stamp)
         encoded = None
         if changes:
             encoded = changelog.encode_unit(stamp.revision, stamp.commit_time, unit.actor, unit.request_id, changes)
@@ -459,6 +461,8 @@ class _Deciding(Generic[U]):
             if encoded is not None:
                 logged.append(encoded)
                 accepted.append((unit, stamp))
+                if accept is not None:
+                    accept()
                 self._logged_bytes += len(encoded.body)
                 self.revision += 1
                 self._commit_time += _TICK

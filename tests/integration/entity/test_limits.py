@@ -14,7 +14,11 @@ from strandline.entity.v1 import entity_service_pb2 as pb
 from strandline.rpc.v1 import access_pb2
 
 from services.entity import upkeep
+from services.entity.limits import Limits
+from services.entity.mutations import parse_mutation
+from services.entity.writes import Writing, Written
 from services.runtime.call import Quota
+from services.runtime.errors import InvalidArgument
 from tests.integration.entity.conftest import Deployment, Replica, Shore, error_info, info_in, reason, refusal
 
 
@@ -172,6 +176,37 @@ async def test_writes_per_second_are_averaged_with_room_for_one_full_unit(shore:
         shore.namespace.id,
     )
     await shore.transact(*(shore.creating(f"d{n}", {}) for n in range(20)))
+
+
+async def test_what_changes_nothing_needs_no_writes_that_are_left(shore: Shore) -> None:
+    limited(shore, max_writes_per_second=1)
+    await shore.declare()
+    await shore.create("b1", {"n": 1})
+    await shore.replica.deployment.rows(
+        "UPDATE write_budgets SET tokens = -1000 WHERE namespace = %s RETURNING 1", shore.namespace.id
+    )
+    await shore.update("b1", {"n": 1})
+    assert await reason(shore.update("b1", {"n": 2})) == "QUOTA_EXCEEDED"
+
+
+async def test_a_unit_that_is_too_large_for_the_log_takes_no_room_from_its_neighbours(shore: Shore) -> None:
+    quota = Quota(max_entities=14, max_writes_per_second=1)
+    limited(shore, max_writes_per_second=1)
+    await shore.declare()
+    await shore.create("a1", {})
+    large = [shore.creating(f"b{n}", {"text": "x" * 250_000}) for n in range(13)]
+    writer = shore.replica.service.expirer._writer
+    writing = Writing(shore.namespace, shore.user_id, "Transact", "", limits=Limits(quota))
+    units = [
+        [parse_mutation(message, shore.namespace.id, "mutations") for message in messages]
+        for messages in (large, [shore.creating("c1", {})])
+    ]
+    # Submitted in one turn of the loop, they share a batch.
+    outcomes = await asyncio.gather(*(writer.transact(writing, unit) for unit in units), return_exceptions=True)
+    assert isinstance(outcomes[0], InvalidArgument)
+    assert outcomes[0].reason == "UNIT_TOO_LARGE"
+    assert isinstance(outcomes[1], Written), outcomes[1]
+    assert (await usage_of(shore)).available_writes > 490
 
 
 async def test_two_replicas_share_one_quota(shore: Shore, deployment: Deployment) -> None:
