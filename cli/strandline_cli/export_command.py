@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from strandline_cli.api import ApiError
 from strandline_cli.exporter import Export, Files, Journal, NothingToResume
 from strandline_cli.platform import Running
+from strandline_cli.words import counted
 
 
 def run_export(
@@ -83,7 +84,9 @@ def advice(files: Files, failure: BaseException | None) -> str:
 
 def tell(done: Journal, files: Files, rows: int, seconds: float) -> None:
     """What was written, and the sums by which it can be compared."""
-    print(f"{done.count:,} entities of {done.namespace} at revision {done.revision}: {files.target}")
+    print(
+        f"{counted(done.count, 'entity', 'entities')} of {done.namespace} at revision {done.revision}: {files.target}"
+    )
     print(f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s, {files.target.stat().st_size:,} bytes; types: {files.types}")
     print(f"snapshot {done.snapshot}")
     print(f"content  {done.content}")

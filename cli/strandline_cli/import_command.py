@@ -22,6 +22,7 @@ from strandline_cli.api import ApiError
 from strandline_cli.import_files import Chunk, ImportFileError
 from strandline_cli.importer import Import, Order, Reasons
 from strandline_cli.platform import Running
+from strandline_cli.words import counted
 
 SHOWN_MISSING = 5
 _FAILURES = (ImportFileError, ApiError, strandline_client.ApiError, OSError, EOFError, UnicodeDecodeError)
@@ -132,12 +133,12 @@ def tell(state: pb.Import, reasons: Reasons, seconds: float, files: Files) -> No
     account = state.account
     would = " (dry run: nothing was changed)" if state.dry_run else ""
     print(
-        f"{account.read:,} rows read = {account.inserted:,} inserted + {account.updated:,} updated + "
+        f"{counted(account.read, 'row')} read = {account.inserted:,} inserted + {account.updated:,} updated + "
         f"{account.unchanged:,} unchanged + {account.rejected:,} rejected{would}"
     )
     if state.mode == pb.Import.REPLACE_SET:
         said = "would be deleted" if state.dry_run else f"were missing, {account.deleted:,} deleted"
-        print(f"{state.missing:,} of {state.compared:,} entities {said}")
+        print(f"{state.missing:,} of {counted(state.compared, 'entity', 'entities')} {said}")
         if state.needs_confirmation:
             print("That would be refused until it is confirmed: it is most of what is there, or all of a type")
         if state.dry_run and state.missing_names:
@@ -151,7 +152,10 @@ def tell(state: pb.Import, reasons: Reasons, seconds: float, files: Files) -> No
 
 def tell_failure(failure: BaseException, order: Order, source: Path) -> None:
     """What went wrong, and how to go on."""
-    print(f"{source}: {failure}", file=sys.stderr)
+    if isinstance(failure, OSError) and failure.filename is not None:
+        print(f"{failure.filename}: {failure.strerror}", file=sys.stderr)
+    else:
+        print(f"{source}: {failure}", file=sys.stderr)
     if not isinstance(failure, strandline_client.ApiError):
         return
     command = f"the same command with --import-id {shlex.quote(order.import_id)} --resume"

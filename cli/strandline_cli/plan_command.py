@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from strandline_cli.words import counted
+
 if TYPE_CHECKING:
     from strandline_cli.unify.run import Unified
 
@@ -34,9 +36,9 @@ def run_plan(path: Path, review: Path | None, folder: Path | None) -> Unified:
         raise PlanRefused(f"{path}: {failure}") from None
     for line in unified.lines:
         print(line)
-    print(f"{unified.entity_count:,} entities: {unified.entities}")
+    print(f"{counted(unified.entity_count, 'entity', 'entities')}: {unified.entities}")
     if unified.conflict_count:
-        print(f"{unified.conflict_count:,} disagreements: {unified.conflicts}")
+        print(f"{counted(unified.conflict_count, 'disagreement')}: {unified.conflicts}")
     if unified.review_count:
-        print(f"{unified.review_count:,} rows left out, to be decided: {unified.review}")
+        print(f"{counted(unified.review_count, 'row')} left out, to be decided: {unified.review}")
     return unified

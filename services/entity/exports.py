@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from services.entity import type_store
+from services.entity.catalog import missing_type
 from services.entity.history import as_read, check_readable
 from services.entity.leases import Leases
 from services.entity.model import MAX_ANSWER_BYTES, encode_type
@@ -60,6 +61,7 @@ class Exporter:
 
         Raises:
             InvalidArgument: the token.
+            NotFound: one of *types* is not there, now that all is exported as it is now.
             FailedPrecondition: FUTURE_REVISION.
             OutOfRange: COMPACTED or SNAPSHOT_EXPIRED.
         """
@@ -77,6 +79,13 @@ class Exporter:
         head = current_head(namespace, head_rows, minimum)
         at = at or _Position(revision or head.revision, True, "", "")
         check_readable(head, at.revision)
+        if wanted and not page_token and at.revision == head.revision:
+            # At an earlier revision there may have been types that are gone.
+            (found,) = await self._database.read(
+                namespace.id, type_store.select_types(namespace.id, dict.fromkeys(wanted, 0))
+            )
+            if unknown := set(wanted) - {row[0] for row in found}:
+                raise missing_type(min(unknown))
         await self._leases.hold(namespace, at.revision)
         if at.in_types:
             declared = [type_ for row in rows if (type_ := type_store.type_of(row[1:])) is not None]

@@ -83,7 +83,9 @@ def _changed(request: pb.UpdateRetentionRequest, chosen: Collection[str], policy
         max_age = request.retention.max_age.ToTimedelta() if "max_age" in _given(request) else DEFAULT_AGE
         if not MIN_AGE <= max_age <= MAX_AGE:
             raise invalid_field("retention.max_age", f"must be 24 hours to {MAX_AGE.days} days")
-        policy = replace(policy, max_age=timedelta(seconds=max_age // timedelta(seconds=1)))
+        if max_age % timedelta(seconds=1):
+            raise invalid_field("retention.max_age", "must be whole seconds")
+        policy = replace(policy, max_age=max_age)
     if "max_revisions" in chosen:
         policy = replace(policy, max_revisions=request.retention.max_revisions)
     return policy

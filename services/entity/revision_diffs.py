@@ -180,10 +180,10 @@ class _Page:
 
 def check_range(head: Head, start: int, end: int) -> None:
     """Refuse a range that runs backwards, or of which not everything is known."""
-    if start > end:
-        raise invalid_field("from_revision", "must not lie after to_revision")
     check_readable(head, start)
     check_readable(head, end)
+    if start > end:
+        raise invalid_field("from_revision", "must not lie after to_revision")
 
 
 def encode_diff(name: str, before: bytes | None, after: bytes | None) -> tuple[int, bytes]:

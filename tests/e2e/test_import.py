@@ -286,7 +286,7 @@ async def test_a_file_that_is_not_the_one_that_was_begun_is_not_resumed(
     assert (other.returncode, "the file has fewer" in other.stderr) == (1, True), other.stderr
     # One that was killed before its first chunk arrived just begins.
     early = platform.run("import", namespace, str(file), "--import-id", "none", "--resume")
-    assert (early.returncode, "1 rows read = 0 inserted" in early.stdout) == (0, True), early.stderr
+    assert (early.returncode, "1 row read = 0 inserted" in early.stdout) == (0, True), early.stderr
     nowhere = platform.run("import", "no-such-namespace", str(file), "--import-id", "none", "--resume")
     assert (nowhere.returncode, "NOT_FOUND" in nowhere.stderr) == (1, True), nowhere.stderr
     unnamed = platform.run("import", namespace, str(file), "--resume")

@@ -373,6 +373,7 @@ GOOD: Mapping[str, str] = {
         ({"sorces": "[]"}, "unknown key 'sorces'"),
         ({"id": None}, "the key 'id' is missing"),
         ({"type": "Bad Name"}, "type: 'Bad Name' must match"),
+        ({"type": "no"}, "type: YAML takes it for False: write it in quotes"),
         ({"namespace": "a/b"}, "namespace: 'a/b' must match"),
         ({"mode": "replace"}, "mode: must be one of insert, upsert, replace-set"),
         ({"sources": "[]"}, "sources: must be a list that is not empty"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -138,7 +139,7 @@ def read_plan(path: Path) -> Plan:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as failure:
-        raise PlanError(f"{path}: is no YAML: {failure}") from None
+        raise PlanError(f"is no YAML: {failure}") from None
     plan = _Node(document, "").mapping(
         {"type", "sources", "id"}, {"namespace", "mode", "match", "merge", "omit", "sources_field"}
     )
@@ -199,6 +200,8 @@ class _Node:
             yield _Node(value, f"{self.where}[{place}]")
 
     def text(self) -> str:
+        if isinstance(self.value, (bool, int, float, datetime.date)):
+            raise self.wrong(f"YAML takes it for {self.value!r}: write it in quotes")
         if not isinstance(self.value, str) or not self.value:
             raise self.wrong("must be a string that is not empty")
         return self.value

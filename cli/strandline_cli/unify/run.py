@@ -15,6 +15,7 @@ from strandline_cli.unify.merge import Conflict, merged
 from strandline_cli.unify.plan import Plan
 from strandline_cli.unify.review import review_lines
 from strandline_cli.unify.sources import Tables
+from strandline_cli.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,4 +86,4 @@ def _said(tables: Tables, matched: Matched) -> Iterable[str]:
         doubtful = sum(item.source == place for item in matched.ambiguous)
         if doubtful:
             parts.append(f"{doubtful:,} ambiguous")
-        yield f"{source.name}: {tables.count(place):,} rows = {' + '.join(parts) or 'none'}"
+        yield f"{source.name}: {counted(tables.count(place), 'row')} = {' + '.join(parts) or 'none'}"

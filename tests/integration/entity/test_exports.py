@@ -8,7 +8,7 @@ import pytest
 from strandline.entity.v1 import entity_pb2
 from strandline.stream.v1 import feed_pb2
 
-from tests.integration.entity.conftest import Replica, Shore
+from tests.integration.entity.conftest import Replica, Shore, error_info, refusal
 from tests.integration.entity.test_past import State, is_live, past  # noqa: F401  (past is a fixture)
 
 
@@ -41,7 +41,7 @@ async def test_an_export_is_every_live_entity_at_its_revision(
         assert types == ["buoy", "whale"]
         live = [entity for entity in state.values() if is_live(entity)]
         assert entities == sorted(live, key=lambda entity: entity.name.split("/")[3::2])
-        types, some, _ = await export(shore, types=("whale", "nothing"), revision=revision)
+        types, some, _ = await export(shore, types=("whale",), revision=revision)
         assert types == ["whale"]
         assert some == [entity for entity in entities if entity.type == "whale"]
 
@@ -76,3 +76,12 @@ async def test_many_exports_at_once_do_not_disturb_one_another(shore: Shore) -> 
     answers = await asyncio.gather(*(export(shore) for _ in range(5)))
     assert all(answer == answers[0] for answer in answers)
     assert len(answers[0][1]) == 50
+
+
+async def test_types_that_are_not_there_are_no_part_of_an_export(shore: Shore) -> None:
+    await shore.declare()
+    await shore.create("b1", {})
+    failure = await refusal(shore.export_page(types=["buoy", "gone"]))
+    assert (error_info(failure).reason, error_info(failure).metadata["type"]) == ("NOT_FOUND", "gone")
+    # Earlier there may have been one of that name.
+    assert (await shore.export_page(types=["gone"], revision=1)).revision == 1

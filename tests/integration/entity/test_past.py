@@ -189,6 +189,8 @@ async def test_the_future_is_refused(shore: Shore) -> None:
         shore.look_up(revision=3),
         shore.diff("b1", 1, 3),
         shore.diff_page(from_revision=1, to_revision=3),
+        shore.diff_page(from_revision=3),
+        shore.diff("b1", 3, 1),
         shore.roll_back("b1", 3),
         shore.export_page(revision=3),
         shore.get("b1", as_of_revision=1, min_revision=3),

@@ -105,8 +105,8 @@ async def test_by_default_thirty_days_are_kept_and_who_reads_can_see_it(shore: S
 async def test_an_owner_chooses_within_bounds(shore: Shore) -> None:
     editor = shore.replica.member(shore.namespace, access_pb2.Access.EDITOR)
     assert await reason(choose(editor, max_revisions=5)) == "ROLE_INSUFFICIENT"
-    for seconds in (DAY - 1, 3650 * DAY + 1):
-        failure = await refusal(choose(shore, max_age=Duration(seconds=seconds)))
+    for age in (Duration(seconds=DAY - 1), Duration(seconds=3650 * DAY + 1), Duration(seconds=DAY, nanos=500_000_000)):
+        failure = await refusal(choose(shore, max_age=age))
         assert pointers(failure) == ["retention.max_age"]
     assert await reason(choose(shore, max_revisions=-1)) == "INVALID_FIELD"
     assert await reason(choose(shore, mask=("horizon_revision",))) == "INVALID_FIELD"

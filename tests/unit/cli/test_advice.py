@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from strandline_cli.export_command import advice
 from strandline_cli.exporter import Files
 from strandline_cli.import_command import tell_failure
 from strandline_cli.importer import Order
+from strandline_cli.words import counted
 from strandline_client import ApiError
 
 ORDER = Order(namespace="demo", import_id="i")
@@ -52,3 +54,17 @@ def test_an_export_that_cannot_go_on_is_begun_anew(tmp_path: Path, reason: str) 
     files.journal.write_text("{}")
     assert "egin anew, without --resume" in advice(files, ApiError("X", reason, "no"))
     assert "Go on with the same command and --resume" in advice(files, ApiError("UNAVAILABLE", "OVERLOADED", "no"))
+
+
+def test_a_file_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    failure = FileNotFoundError(errno.ENOENT, "No such file or directory", "/nowhere/rejects.jsonl")
+    tell_failure(failure, ORDER, Path("rows.jsonl"))
+    assert capsys.readouterr().err == "/nowhere/rejects.jsonl: No such file or directory\n"
+
+
+def test_one_thing_is_not_many() -> None:
+    assert (counted(1, "row"), counted(0, "row"), counted(2000, "entity", "entities")) == (
+        "1 row",
+        "0 rows",
+        "2,000 entities",
+    )
