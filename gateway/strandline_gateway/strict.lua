@@ -23,7 +23,7 @@ local function path_fault(path, parameters)
     return "INVALID_FIELD", "path", "must be UTF-8"
   end
   if start == nil then return nil end
-  local seen = {}
+  local seen, chosen = {}, {}
   for pair in string.gmatch(string.sub(path, start + 1), "[^&]+") do
     local name, value = string.match(pair, "^([^=]*)=?(.*)$")
     name, value = decoded(name), decoded(value)
@@ -33,6 +33,11 @@ local function path_fault(path, parameters)
       return "INVALID_FIELD", name, "the query parameter is given twice"
     end
     seen[parameter.name] = true
+    if parameter.oneof then
+      local other = chosen[parameter.oneof]
+      if other and other ~= name then return "INVALID_FIELD", name, "excludes " .. other end
+      chosen[parameter.oneof] = name
+    end
     local fault = parameter_fault(parameter, value)
     if fault ~= nil then return "INVALID_FIELD", name, fault end
   end

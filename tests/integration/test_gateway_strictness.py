@@ -146,6 +146,12 @@ async def test_a_bad_query_parameter_is_named(stack: Stack, query: str, reason: 
     assert violation["field"] == field
 
 
+async def test_parameters_that_exclude_each_other_are_named(stack: Stack) -> None:
+    reply = await stack.call("GET", "/v1/namespaces/demo:lookupRevision?revision=2&time=2100-01-01T00:00:00Z")
+    assert (reply.status, reply.reason) == (400, "INVALID_FIELD")
+    assert reply.json["violations"] == [{"field": "time", "pointer": None, "message": "excludes revision"}]
+
+
 async def test_a_parameter_that_is_no_text_is_still_refused_in_good_json(stack: Stack) -> None:
     reply = await stack.call("GET", f"{ENTITIES}?%22%5C%0a%ff=1")
     assert (reply.status, reply.reason) == (400, "UNKNOWN_FIELD")

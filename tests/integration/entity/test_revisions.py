@@ -97,6 +97,18 @@ async def test_a_rollback_of_a_deleted_entity_undeletes_it_with_the_content_of_t
     assert [change.kind for change in (await shore.units(4))[0].changes] == [feed_pb2.Change.UNDELETED]
 
 
+async def test_a_rollback_may_take_the_content_of_an_earlier_life_of_the_name(shore: Shore) -> None:
+    await shore.declare()
+    first = (await shore.create("b1", {"n": 1})).entity
+    await shore.delete("b1")
+    second = (await shore.create("b1", {"n": 2})).entity
+    assert first.uid != second.uid
+    answer = await shore.roll_back("b1", 2)
+    assert (data_of(answer.entity), answer.entity.uid) == ({"n": 1}, second.uid)
+    # And it is names that are compared: what was made again with the same content does not differ.
+    assert list((await shore.diff_page(from_revision=2)).diffs) == []
+
+
 async def test_a_rollback_is_refused_like_any_other_write(shore: Shore, replica: Replica) -> None:
     schema = {"type": "object", "properties": {"n": {}, "code": {"type": "string"}}}
     await shore.declare(schema=schema, indexes=[{"fields": ["data.code"], "unique": True}], compatibility="NONE")
