@@ -33,6 +33,8 @@ AT_ONCE: Final = 5000
 NAMESPACES_AT_ONCE: Final = 4
 # An entity that must not go yet is tried again after 2, 4, 8, ... seconds, in the end every hour.
 MAX_PAUSE_SECONDS: Final = 3600
+BUSY_SECONDS: Final = 3
+"""When those of a namespace that takes no writes now are tried again; until then they are in nobody's way."""
 
 
 class Due(NamedTuple):
@@ -87,8 +89,12 @@ class Expirer:
             mutations.append(Mutation(Kind.EXPIRE, name, key, "name"))
         try:
             await self._writer.transact(Writing(namespace, ACTOR, "Expire", ""), mutations)
-        except (Unavailable, psycopg.OperationalError) as failure:
+        except psycopg.OperationalError as failure:
             logger.warning("entities of %s expire later: %s", namespace.id, failure)
+            return 0
+        except Unavailable as failure:
+            logger.warning("entities of %s expire later: %s", namespace.id, failure)
+            await self._postpone(namespace, keys, busy=True)
             return 0
         except Error as failure:
             # Too large together, or one of them must not go: find out which.
@@ -102,7 +108,8 @@ class Expirer:
             await self._postpone(namespace, keys)
         return len(keys)
 
-    async def _postpone(self, namespace: Namespace, keys: Sequence[EntityKey]) -> None:
+    async def _postpone(self, namespace: Namespace, keys: Sequence[EntityKey], *, busy: bool = False) -> None:
+        """Try *keys* again later: soon if only the namespace was *busy*, else after a pause that grows."""
         async with self._database.connection() as connection:
             await pipeline(
                 connection,
@@ -111,13 +118,17 @@ class Expirer:
                 Statement(changelog.LOCK_HEAD, (namespace.id,)),
                 # Not if it was given another time meanwhile.
                 Statement(
-                    """UPDATE expirations SET attempts = least(attempts + 1, 12),
-                        due_time = now() + least(2 ^ (attempts + 1), %s) * interval '1 second'
+                    """UPDATE expirations SET attempts = CASE WHEN %s THEN attempts ELSE least(attempts + 1, 12) END,
+                        due_time = now() + CASE WHEN %s THEN %s ELSE least(2 ^ (attempts + 1), %s) END
+                            * interval '1 second'
                     WHERE due_time <= now() AND ctid = ANY(ARRAY(
                         SELECT e.ctid FROM unnest(%s::text[], %s::text[]) AS k (type, id)
                         CROSS JOIN LATERAL (SELECT ctid FROM expirations
                             WHERE namespace = %s AND type = k.type AND id = k.id LIMIT 1) e))""",
                     (
+                        busy,
+                        busy,
+                        BUSY_SECONDS,
                         MAX_PAUSE_SECONDS,
                         packed_text(key.type for key in keys),
                         packed_text(key.id for key in keys),

@@ -16,12 +16,13 @@ STEP_SECONDS: Final = 1.0
 ROWS_AT_ONCE: Final = 2000
 _PURGING: Final = "~"
 TABLES: Final[tuple[LiteralString, ...]] = (
+    # First: what is due is looked for in all namespaces at once, and these rows would be in the way of the others'.
+    "expirations",
     "mass_changes",
     "write_budgets",
     "usage",
     "retentions",
     "consumer_leases",
-    "expirations",
     "import_missing",
     "import_names",
     "import_rejections",

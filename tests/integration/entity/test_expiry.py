@@ -18,7 +18,8 @@ from services.entity import expiry
 from services.entity.decisions import Effect, Prepared, decide
 from services.entity.model import EntityKey
 from services.entity.mutations import Kind
-from services.entity.writes import Writer
+from services.entity.purge import Purger
+from services.entity.writes import Writer, Writing, Written
 from services.runtime.database import Connection, Statement, pipeline
 from services.runtime.errors import FailedPrecondition, Unavailable
 from tests.integration.entity.conftest import Replica, Shore, eventually, pointers, reason, refusal
@@ -265,6 +266,52 @@ async def test_what_cannot_be_committed_now_is_not_looked_at_again_at_once(
 
     monkeypatch.setattr(Writer, "transact", overloaded)
     assert await expirer._expire(shore.namespace, keys) == 0
+
+
+async def test_a_namespace_that_takes_no_writes_is_in_nobodys_way(
+    shore: Shore, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expiry, "BUSY_SECONDS", 3600)
+    other = replica.shore()
+    transact = Writer.transact
+
+    async def overloaded(self: Writer, writing: Writing, *rest: Any, **more: Any) -> Written:
+        if writing.namespace.id == shore.namespace.id and writing.method == "Expire":
+            raise Unavailable("OVERLOADED", "too many writes wait in this namespace; retry")
+        return await transact(self, writing, *rest, **more)
+
+    monkeypatch.setattr(Writer, "transact", overloaded)
+    for one in (shore, other):
+        await one.declare()
+    await create(shore, "b1", 0.3)
+    await create(other, "b1", 0.5)
+    one_at_a_time = Statement(expiry._SELECT_DUE.sql, (1,))
+    monkeypatch.setattr(expiry, "_SELECT_DUE", one_at_a_time)
+
+    async def gone() -> bool:
+        return await waited_for(other) == 0
+
+    await eventually(gone)
+    query = "SELECT attempts FROM expirations WHERE namespace = %s AND due_time > now() + interval '1 minute'"
+    assert await shore.replica.deployment.rows(query, shore.namespace.id) == [(0,)]
+
+
+async def test_what_waits_in_a_namespace_that_is_purged_goes_first(shore: Shore) -> None:
+    await shore.declare()
+    await create(shore, "b1", 3600)
+    purger = Purger(shore.replica.service.database)
+    removed: list[int] = []
+
+    async def first_step(namespace: str, statement: Statement) -> list[tuple[object, ...]]:
+        rows = await Purger._in_transaction(purger, namespace, statement)
+        if "DELETE" in statement.sql:
+            removed.append(await waited_for(shore))
+        return rows
+
+    purger._in_transaction = first_step  # type: ignore[method-assign]
+    while not await purger.purge(shore.namespace.id, shore.namespace.epoch):
+        pass
+    assert removed[0] == 0
 
 
 async def test_units_that_would_be_too_large_are_made_smaller(shore: Shore) -> None:
