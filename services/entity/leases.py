@@ -63,7 +63,7 @@ class Leases:
         if now - self._held.get(key, -_RENEW_SECONDS) < _RENEW_SECONDS:
             return
         # The colon keeps these names apart from any that a consumer may choose.
-        await self._put(namespace, f"reading:{revision}", (), (), revision, READING)
+        await self._put(namespace, f"{store.READING_PREFIX}{revision}", (), (), revision, READING)
         self._held = {held: since for held, since in self._held.items() if now - since < _RENEW_SECONDS}
         self._held[key] = now
 
@@ -86,10 +86,11 @@ class Leases:
                     horizon_revision=str(head.horizon),
                 )
             ((others,),) = rows[0]
+            kind = "states that are being read" if name.startswith(store.READING_PREFIX) else "consumers"
             if others >= store.MAX_LEASES:
                 raise ResourceExhausted(
                     "QUOTA_EXCEEDED",
-                    f"the namespace has {store.MAX_LEASES} consumers already",
+                    f"the namespace has {store.MAX_LEASES} {kind} already",
                     quota="consumer_leases",
                     limit=str(store.MAX_LEASES),
                     used=str(others),

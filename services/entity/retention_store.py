@@ -16,6 +16,7 @@ DEFAULT_AGE: Final = timedelta(days=30)
 LEASE_FACTOR: Final = 2
 """No lease keeps what is older than so many times the policy's age."""
 MAX_LEASES: Final = 1000
+"""Of consumers; and as many of states that are being read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,16 @@ def put_policy(namespace: str, policy: Policy, chosen: Collection[str]) -> State
     )
 
 
+READING_PREFIX: Final = "reading:"
+"""Of the names of leases that hold a state for whoever pages through it: no consumer may choose such a name."""
+
+
 def select_leases(namespace: str) -> Statement:
     """Rows for ``Lease`` of those that live, the most needy first."""
     return Statement(
         """SELECT name, types, fields, acknowledged_revision, expire_time FROM consumer_leases
         WHERE namespace = %s AND expire_time > now() ORDER BY acknowledged_revision, name LIMIT %s""",
-        (namespace, MAX_LEASES),
+        (namespace, 2 * MAX_LEASES),
     )
 
 
@@ -97,10 +102,11 @@ def put_lease(
 
 
 def count_leases(namespace: str, but: str) -> Statement:
-    """How many leases live, without the one called *but*."""
+    """How many leases of the kind of the one called *but* live, without that: consumers', or those of reading."""
     return Statement(
-        "SELECT count(*) FROM consumer_leases WHERE namespace = %s AND expire_time > now() AND name <> %s",
-        (namespace, but),
+        """SELECT count(*) FROM consumer_leases WHERE namespace = %s AND expire_time > now() AND name <> %s
+            AND starts_with(name, %s) = %s""",
+        (namespace, but, READING_PREFIX, but.startswith(READING_PREFIX)),
     )
 
 

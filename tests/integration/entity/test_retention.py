@@ -20,11 +20,11 @@ from strandline.entity.v1 import (
 from strandline.rpc.v1 import access_pb2
 from strandline.stream.v1 import feed_pb2, log_service_pb2
 
-from services.entity import compaction, retention
+from services.entity import compaction, retention, retention_store
 from services.entity.compaction import compact
 from services.entity.leases import Leases
 from services.entity.upkeep import forget_everywhere
-from services.runtime.errors import OutOfRange
+from services.runtime.errors import OutOfRange, ResourceExhausted
 from tests.integration.entity.conftest import Replica, Shore, error_info, pointers, reason, refusal
 from tests.integration.entity.test_as_of import live_through
 from tests.integration.entity.test_purges import places_of, purge, secret_of
@@ -342,6 +342,22 @@ async def test_an_export_keeps_the_revision_that_it_reads(shore: Shore) -> None:
     await age(shore, await shore.head(), 31)
     assert await cut(shore) == head
     assert [one.name for one in (await get(shore)).leases] == [f"reading:{head}"]
+
+
+async def test_those_who_read_old_states_take_no_room_from_consumers(
+    shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = await write(shore, 5)
+    monkeypatch.setattr(retention_store, "MAX_LEASES", 3)
+    leases = Leases(shore.replica.service.database)
+    for revision in range(3):
+        await leases.hold(shore.namespace, head - revision)
+    for number in range(3):
+        await lease(shore, f"c{number}", head)
+    assert await reason(lease(shore, "c3", head)) == "QUOTA_EXCEEDED"
+    with pytest.raises(ResourceExhausted):
+        await leases.hold(shore.namespace, head - 3)
+    assert len((await get(shore)).leases) == 6
 
 
 async def test_a_purge_reaches_what_the_horizon_left_in_later_units(shore: Shore) -> None:
