@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 MAX_BATCH_UNITS = 1000
 MAX_BATCH_BYTES = 8 * 2**20
 MAX_WAITING_UNITS = 20_000
+# How many waiting units are looked at for one batch: all that wait may want the same name, one batch each.
+MAX_LOOKED_AT = 4 * MAX_BATCH_UNITS
 # How many units are written while the next ones are decided: about as much as a socket takes at once.
 PART_UNITS = 128
 # A recent batch of this size says that there are many writers. Then the next one begins when enough units wait, when
@@ -199,14 +201,17 @@ class _Lane(Generic[U]):
             await asyncio.sleep(0)  # a loop runs its timers before it looks who has come
 
     def take(self) -> list[_Waiting[U]]:
-        """The next batch: waiting units in order, without those that conflict with an earlier one."""
+        """The next batch: waiting units in order, without those that conflict with an earlier one.
+
+        After ``MAX_LOOKED_AT`` units the rest stays as it is, behind those that have to wait.
+        """
         batch: list[_Waiting[U]] = []
         left: deque[_Waiting[U]] = deque()
         asked: set[tuple[str, str, str]] = set()
         written: set[Hashable] = set()
         referred: set[Hashable] = set()
         size = 0
-        while self.waiting:
+        while self.waiting and len(batch) + len(left) < MAX_LOOKED_AT:
             item = self.waiting.popleft()
             if item.submission.done.done():  # the caller went away
                 continue

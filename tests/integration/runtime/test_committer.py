@@ -11,7 +11,7 @@ from strandline.stream.v1 import feed_pb2
 
 from services.runtime import changelog
 from services.runtime.call import Namespace
-from services.runtime.committer import Decision, Outcomes, Receipt, Stamp, _Lane
+from services.runtime.committer import Decision, Outcomes, Receipt, Stamp, _Lane, _Submission, _Waiting
 from services.runtime.database import Connection, Statement, pipeline
 from services.runtime.errors import Aborted, InvalidArgument
 
@@ -249,6 +249,23 @@ async def test_a_batch_that_is_cut_again_and_again_is_not_read_in_full_each_time
     receipts_of(await replica.committer.submit(NAMESPACE, *units))
     assert len(replica.announced) > 40
     assert sum(read) < 320 * 8
+
+
+async def test_of_many_that_wait_for_one_name_few_are_looked_at_and_the_order_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.runtime.committer.MAX_LOOKED_AT", 10)
+    lane: _Lane[Put] = _Lane(NAMESPACE)
+    cells = ["a"] * 30 + ["b"] * 5 + ["a", "c"]
+    units = [put(cell, n, request_id=str(n)) for n, cell in enumerate(cells)]
+    submission = _Submission(len(units))
+    lane.waiting.extend(_Waiting(unit, submission, place) for place, unit in enumerate(units))
+    batches = [[item.unit for item in lane.take()] for _ in range(len(units))]
+    assert [unit.value for unit in batches[0]] == [0], "what is not looked at does not overtake"
+    assert {unit.value for batch in batches for unit in batch} == set(range(len(units)))
+    for name in "abc":
+        taken = [unit.value for batch in batches for unit in batch if unit.cell == name]
+        assert taken == sorted(taken)
 
 
 async def test_a_lone_writer_waits_for_nobody_and_many_wait_for_each_other() -> None:
