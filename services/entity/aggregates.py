@@ -25,7 +25,7 @@ from services.entity.examination import (
 )
 from services.entity.index_keys import IndexField, encode
 from services.entity.list_queries import Text
-from services.entity.lists import parsed_filter, ready_indexes
+from services.entity.lists import checked_filter, plan_ordered, ready_indexes
 from services.entity.planned_reads import read_planned
 from services.entity.planner import Plan, plan_end, plan_list
 from services.runtime.call import MinRevision, Namespace
@@ -121,12 +121,13 @@ class Aggregator:
 
 def _plan_ends(namespace: Namespace, request: Request, compiled: CompiledType) -> list[Statement] | None:
     """One statement for each figure, if the first entry of a range holds each."""
+    compiled.check_fields(_fields(request), "aggregations")
     if request.group_by or any(one.function not in ("min", "max") for one in request.aggregations):
         return None
     statements = []
     for one in request.aggregations:
         walk = plan_end(
-            parsed_filter(request.filter, compiled),
+            checked_filter(request.filter, compiled),
             IndexField(one.path, descending=one.function == "max"),
             ready_indexes(compiled),
         )
@@ -149,7 +150,8 @@ def _plan_walk(namespace: Namespace, request: Request, compiled: CompiledType, m
     for path in request.group_by:
         if "array" in compiled.field_types.get(path, ()):
             raise invalid_field("group_by", f"{render_path(path)} is an array")
-    walk = _plan_groups(parsed_filter(request.filter, compiled), request.group_by, compiled)
+    compiled.check_fields(request.group_by, "group_by")
+    walk = _plan_groups(checked_filter(request.filter, compiled), request.group_by, compiled)
     if walk.empty:
         return []
     range_ = Examined(namespace.id, request.type_id, walk, max_examined + 1)
@@ -196,7 +198,7 @@ def _plan_groups(filter: Node | None, group_by: Sequence[Path], compiled: Compil
         except FailedPrecondition:
             continue  # another index may have the directions that serve it
     order_by = ", ".join(str(IndexField(path)) for path in group_by)
-    return plan_list(filter, order_by, indexes, compiled.field_types, "group_by")
+    return plan_ordered(filter, order_by, compiled, indexes, "group_by")
 
 
 # CASE, not FILTER: only CASE promises that a cast is not tried on a value of another type.

@@ -12,7 +12,7 @@ from services.entity import schemas
 from services.entity.index_keys import entry_keys, id_in, reference_keys, unique_keys
 from services.entity.model import MAX_ENTITY_BYTES, EntityKey, EntityType, Index, IndexState, Reference
 from services.runtime import wire
-from services.runtime.errors import InvalidArgument
+from services.runtime.errors import InvalidArgument, invalid_field
 from services.runtime.filters.ast import Path
 from services.runtime.wire import JsonObject
 
@@ -59,6 +59,12 @@ class CompiledType:
     @cached_property
     def field_types(self) -> Mapping[Path, frozenset[str]]:
         return schemas.field_types(self.type.schema)
+
+    def check_fields(self, paths: Iterable[Path], field: str) -> None:
+        """Refuse, as ``INVALID_FIELD`` for *field*, a path at which no entity of the type can have anything."""
+        for path in paths:
+            if schemas.rules_out(self.type.schema, path):
+                raise invalid_field(field, schemas.no_field(path))
 
     def render(self, data: JsonObject, json: bytes, field: str) -> Rendered:
         """Check and encode *data*, whose canonical form is *json*.

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from services.entity.catalog import Catalog
 from services.entity.content import CompiledType
 from services.entity.examination import Examined, examined_statement
-from services.entity.lists import parsed_filter, ready_indexes
+from services.entity.lists import checked_filter, plan_ordered, ready_indexes
 from services.entity.planned_reads import read_planned
-from services.entity.planner import plan_list
 from services.runtime.call import MinRevision, Namespace
 from services.runtime.changelog import Head
 from services.runtime.database import Database, Statement
@@ -43,7 +42,7 @@ class Counter:
         """
 
         async def plan(compiled: CompiledType, max_examined: int) -> list[Statement]:
-            walk = plan_list(parsed_filter(filter, compiled), "", ready_indexes(compiled), compiled.field_types)
+            walk = plan_ordered(checked_filter(filter, compiled), "", compiled, ready_indexes(compiled))
             if walk.empty:
                 return []
             # One more than may be examined says whether there is more.

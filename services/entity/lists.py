@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
 from services.entity.catalog import Catalog
 from services.entity.content import CompiledType
+from services.entity.index_keys import parse_order_by
 from services.entity.list_queries import Position, Walk, page_statement
 from services.entity.model import MAX_ANSWER_BYTES, IndexState
 from services.entity.planned_reads import read_planned
-from services.entity.planner import Indexes, Plan, plan_list
+from services.entity.planner import Indexes, Plan, index_not_ready, plan_list
 from services.entity.searches import full_text_index, parse_search, plan_search, rarest, select_frequencies
 from services.runtime import wire
 from services.runtime.call import MinRevision, Namespace
 from services.runtime.changelog import Head
 from services.runtime.database import Database, Row, Statement
-from services.runtime.errors import InvalidArgument
+from services.runtime.errors import FailedPrecondition, InvalidArgument
 from services.runtime.filters import parse_filter
-from services.runtime.filters.ast import Node
+from services.runtime.filters.ast import Node, data_paths
 from services.runtime.page_tokens import list_binding, open_token, page_size, seal
 
 
@@ -106,7 +108,7 @@ class Lister:
         elif len(keys) > 1:
             (rows,) = await self._database.read(namespace.id, select_frequencies(namespace.id, index.id, keys))
             walked = rarest(rows)
-        return plan_search(keys, walked, index.id, parsed_filter(query.filter, compiled))
+        return plan_search(keys, walked, index.id, checked_filter(query.filter, compiled))
 
 
 def plan_query(compiled: CompiledType, query: Query, after: Position | None) -> Plan:
@@ -116,7 +118,32 @@ def plan_query(compiled: CompiledType, query: Query, after: Position | None) -> 
         ready = [(index_id, spec) for index_id, spec in ready if index_id == after.index_id]
         if after.index_id is not None and not ready:
             raise InvalidArgument("PAGE_TOKEN_INVALID", "the index that this list walked is gone; begin again")
-    return plan_list(parsed_filter(query.filter, compiled), query.order_by, ready, compiled.field_types)
+    return plan_ordered(checked_filter(query.filter, compiled), query.order_by, compiled, ready)
+
+
+def plan_ordered(
+    filter: Node | None, order_by: str, compiled: CompiledType, indexes: Indexes, name: str = "order_by"
+) -> Plan:
+    """The walk for *filter* in the order *order_by* by one of *indexes*, of the READY ones of the type.
+
+    Raises:
+        InvalidArgument: the order.
+        FailedPrecondition: ``INDEX_REQUIRED``; if an index that would serve is there, ``state`` says why it does not.
+    """
+    compiled.check_fields((field.path for field in parse_order_by(order_by, name)), name)
+    try:
+        return plan_list(filter, order_by, indexes, compiled.field_types, name)
+    except FailedPrecondition:
+        waiting = []
+        for index in compiled.type.indexes:
+            if index.state == IndexState.READY or index.spec.full_text:
+                continue
+            with suppress(FailedPrecondition):
+                plan_list(filter, order_by, [(index.id, index.spec)], compiled.field_types)
+                waiting.append(index)
+        if waiting:
+            raise index_not_ready(min(waiting, key=lambda index: index.state)) from None
+        raise
 
 
 def ready_indexes(compiled: CompiledType) -> Indexes:
@@ -126,6 +153,14 @@ def ready_indexes(compiled: CompiledType) -> Indexes:
         for index in compiled.type.indexes
         if index.state == IndexState.READY and not index.spec.full_text
     ]
+
+
+@lru_cache(maxsize=1000)
+def checked_filter(text: str, compiled: CompiledType) -> Node | None:
+    """The filter of a list of what is stored now: besides, it names no field that the type does not have."""
+    node = parsed_filter(text, compiled)
+    compiled.check_fields(data_paths(node) if node is not None else (), "filter")
+    return node
 
 
 @lru_cache(maxsize=1000)

@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 from services.entity.index_keys import MAX_FIELDS, IndexField, IndexSpec, encode, invert, parse_order_by, prefix_range
 from services.entity.intervals import SCALARS, Interval, exact, interval
+from services.entity.model import Index, IndexState
 from services.runtime.errors import FailedPrecondition, invalid_field
 from services.runtime.filters.ast import And, Compare, Has, Like, Node, Path
 from services.runtime.filters.types import FieldTypes
@@ -118,6 +119,18 @@ def plan_end(filter: Node | None, field: IndexField, indexes: Indexes) -> Plan |
     matches = (_match(index_id, spec.fields, query) for index_id, spec in indexes)
     walks = (_walk(match, query) for match in matches if match is not None and (match.equalities or match.ranged))
     return next((walk for walk in walks if walk.residual is None), None)
+
+
+def index_not_ready(index: Index) -> FailedPrecondition:
+    """``INDEX_REQUIRED`` where *index* would serve if it were READY; ``state`` is what it is."""
+    kind = {"kind": "FULL_TEXT"} if index.spec.full_text else {"unique": index.spec.unique}
+    declared = json.dumps({"fields": list(index.fields), **kind}, ensure_ascii=False)
+    if index.state == IndexState.BUILDING:
+        problem = "it is BUILDING: ask again when it is READY"
+    else:
+        problem = f"it is FAILED ({index.failure}): mend that, and update the type, which tries again"
+    message = f"the index {declared} would serve, but {problem}"
+    return FailedPrecondition("INDEX_REQUIRED", message, index=declared, state=index.state.name)
 
 
 def _analyse(filter: Node | None, order_by: str, field_types: FieldTypes, name: str = "order_by") -> _Query:

@@ -17,6 +17,7 @@ from services.entity.compatibility import as_type
 from services.entity.schema_cost import check_cost, follow
 from services.runtime.errors import InvalidArgument, Violation, invalid_field, pointer_of
 from services.runtime.filters.ast import Path
+from services.runtime.filters.paths import render_path
 from services.runtime.filters.types import FORMAT, ITEMS
 from services.runtime.wire import JsonObject
 
@@ -26,6 +27,9 @@ DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
 _MAX_MESSAGE: Final = 300
 _MAX_PATHS: Final = 2000
 _MAX_PATH_DEPTH: Final = 8
+_EVALUATING: Final = frozenset(
+    {"$ref", "allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas", "dependencies"}
+)
 _PATTERNS: Final = jsonschema_rs.RegexOptions()
 
 Validator = jsonschema_rs.Draft202012Validator
@@ -99,6 +103,54 @@ def field_types(schema: JsonObject) -> Mapping[Path, frozenset[str]]:
     types: dict[Path, frozenset[str]] = {}
     _collect(schema, schema, (), types)
     return types
+
+
+def rules_out(schema: JsonObject, path: Path) -> bool:
+    """Whether no data that is valid by a type's *schema* has anything at *path*, not inside arrays either.
+
+    Only what a closed object or a ``type`` says plainly is seen: what is ruled out is so, what is not may still be.
+    """
+    root = closed(schema)
+    return not _may_have(root, root, path, arrays=False)
+
+
+def no_field(path: Path) -> str:
+    """What is said of a *path* that is ruled out."""
+    return f"the schema of the type has no field {render_path(path)}"
+
+
+def _may_have(root: JsonObject, schema: Any, path: Path, *, arrays: bool, hops: int = 0) -> bool:
+    """Whether an object (with *arrays*, or an array) that is valid by *schema* may have something at *path*."""
+    if schema is False:
+        return False
+    if not path or not isinstance(schema, dict):
+        return True
+    kinds = schema.get("type", ["array", "object"])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    arrays = arrays and "array" in kinds
+    # What stands side by side must all hold: one keyword that rules the path out is enough.
+    beside = list(schema.get("allOf", ()))
+    if "$ref" in schema and hops < _MAX_PATH_DEPTH:
+        beside.append(follow(root, schema["$ref"]))
+    if not all(_may_have(root, part, path, arrays=arrays, hops=hops + 1) for part in beside):
+        return False
+    if "object" in kinds and _property_may_have(root, schema, path):
+        return True
+    # A path leads through the elements of an array, but not on through an array that is one of them.
+    return arrays and ("prefixItems" in schema or _may_have(root, schema.get("items", True), path, arrays=False))
+
+
+def _property_may_have(root: JsonObject, schema: JsonObject, path: Path) -> bool:
+    key, rest = path[0], path[1:]
+    properties = schema.get("properties", {})
+    if key in properties:
+        return _may_have(root, properties[key], rest, arrays=True)
+    if schema.get("patternProperties"):
+        return True
+    if "additionalProperties" in schema:
+        return _may_have(root, schema["additionalProperties"], rest, arrays=True)
+    # What keywords beside it evaluate is not unevaluated.
+    return schema.get("unevaluatedProperties") is not False or not _EVALUATING.isdisjoint(schema)
 
 
 def _collect(root: JsonObject, schema: Any, path: Path, types: dict[Path, frozenset[str]]) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 from services.entity.content import CompiledType
 from services.entity.index_keys import MAX_FIELDS, encode, prefix_range
 from services.entity.model import Index, IndexState
-from services.entity.planner import Plan
+from services.entity.planner import Plan, index_not_ready
 from services.entity.words import words
 from services.runtime.database import Row, Statement, packed_bytea
 from services.runtime.errors import FailedPrecondition, invalid_field
@@ -49,6 +49,9 @@ def full_text_index(compiled: CompiledType, index_id: int | None) -> Index:
     for index in compiled.type.indexes:
         if index.spec.full_text and index.state == IndexState.READY and index_id in (None, index.id):
             return index
+    waiting = [index for index in compiled.type.indexes if index.spec.full_text and index.state != IndexState.READY]
+    if waiting and index_id is None:
+        raise index_not_ready(min(waiting, key=lambda index: index.state))
     texts = sorted(
         render_path(path[:-1] if path[-1] == ITEMS else path)
         for path, kinds in compiled.field_types.items()

@@ -11,11 +11,11 @@ from services.entity.catalog import missing_type
 from services.entity.compatibility import Mode
 from services.entity.content import canonical
 from services.entity.evolution import Judgement, StaleJudgement, check_fields, index_uses, lease_uses
-from services.entity.index_keys import parse_index, parse_plain_field
+from services.entity.index_keys import IndexSpec, parse_index, parse_plain_field
 from services.entity.model import EntityType, Index, IndexState, OnDelete, Reference, encode_type, type_name
 from services.entity.operation_store import OperationKey
 from services.entity.retention_store import Lease
-from services.entity.schemas import field_types
+from services.entity.schemas import field_types, no_field, rules_out
 from services.runtime.changelog import SCHEMA_CHANGED, Change
 from services.runtime.committer import Decision, Stamp, Unit
 from services.runtime.database import Row, Statement
@@ -202,10 +202,12 @@ class TypeRound:
         kept = {(index.fields, index.spec): index for index in stored if index.state != IndexState.FAILED}
         fresh = iter(change.index_ids)
         indexes = []
-        for index in declared:
+        for place, index in enumerate(declared):
             # Whether a field is an array is part of the spec: when the schema changes that, the keys change with it.
             spec = parse_index(index.fields, unique=index.unique, full_text=index.full_text, field_types=types)
             known = kept.get((index.fields, spec))
+            if known is None and change.indexes is not None:
+                _check_fields_of_index(spec, schema, types, f"type.indexes[{place}].fields")
             indexes.append(known or Index(next(fresh), index.fields, spec, state))
         return tuple(indexes)
 
@@ -258,6 +260,22 @@ class TypeRound:
         message = encode_type(self.namespace, type_)
         previous = encode_type(self.namespace, stored) if stored is not None else b""
         return Decision([Change(SCHEMA_CHANGED, type_.id, "", message, previous)], message)
+
+
+def _check_fields_of_index(
+    spec: IndexSpec, schema: JsonObject, types: Mapping[Path, frozenset[str]], where: str
+) -> None:
+    """Refuse a new index of a field that *schema* rules out, or whose values could never be in it."""
+    for one in spec.fields:
+        if rules_out(schema, one.path):
+            raise invalid_field(where, no_field(one.path))
+        kinds = types.get(one.path)
+        if kinds is None or one.array or spec.full_text:
+            continue
+        if kinds <= {"object", "null"} and "object" in kinds:
+            raise invalid_field(where, f"{one} is an object: name a field inside it")
+        if one.folded and "string" not in kinds:
+            raise invalid_field(where, f"{one}: lower() is for text, the field is {' or '.join(sorted(kinds))}")
 
 
 def _holds_ids(types: Mapping[Path, frozenset[str]], path: Path) -> bool:

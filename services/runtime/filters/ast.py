@@ -6,6 +6,7 @@ A path holds the keys inside ``data``: ``data.port.`odd key``` is ``("port", "od
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -115,3 +116,17 @@ class Or:
 
 
 Node: TypeAlias = Compare | Like | Has | Present | Size | OfEntity | Not | And | Or
+
+
+def data_paths(node: Node) -> Iterator[Path]:
+    """The paths inside ``data`` that *node* names, with repetitions."""
+    match node:
+        case And(terms) | Or(terms):
+            for term in terms:
+                yield from data_paths(term)
+        case Not(term):
+            yield from data_paths(term)
+        case Compare(path) | Like(path) | Has(path) | Present(path) | Size(path):
+            yield path
+        case OfEntity():
+            pass

@@ -16,7 +16,7 @@ from services.entity.list_queries import Position, Walk, page_statement
 from services.entity.planner import Plan
 from services.runtime.database import Statement
 from services.runtime.filters import parse_filter
-from tests.integration.entity.conftest import Replica, Shore, error_info, reason, refusal
+from tests.integration.entity.conftest import Replica, Shore, error_info, pointers, reason, refusal
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -266,6 +266,52 @@ async def test_what_needs_an_index_and_has_none_is_refused_with_the_index_to_dec
     wanted = json.loads(error_info(failure).metadata["index"])
     await shore.change_type(indexes=[wanted])
     await shore.page(filter='data.country = "CH"', order_by="data.depth desc")
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"filter": "data.zzz = 1"}, "filter"),
+        ({"filter": "data.country = CH OR NOT data.nmae != 'x'"}, "filter"),
+        ({"filter": "data.country.x:*"}, "filter"),
+        ({"order_by": "data.country, data.zzz desc"}, "order_by"),
+    ],
+)
+async def test_a_field_that_no_entity_of_the_type_can_have_is_refused_and_no_index_recommended(
+    shore: Shore, query: dict[str, Any], field: str
+) -> None:
+    await shore.declare(schema=SCHEMA)
+    failure = await refusal(shore.page(**query))
+    assert (error_info(failure).reason, pointers(failure)) == ("INVALID_FIELD", [field])
+    assert "the schema of the type has no field data." in (failure.details() or "")
+    # What an open object may have is not refused; nor what was there once, in a list of the past.
+    assert await shore.list_ids(filter="data.at.lon > 5 OR NOT data.at.lon > 5") == []
+    if "filter" in query:
+        assert await shore.list_ids(as_of_revision=1, **query) == []
+
+
+@pytest.mark.parametrize(
+    "fields", [["data.zzz"], ["data.country", "data.nmae"], ["data.at"], ["lower(data.depth)"], ["data.country.x"]]
+)
+async def test_a_new_index_of_what_no_entity_can_have_in_it_is_refused(shore: Shore, fields: list[str]) -> None:
+    index = {"fields": fields}
+    await shore.declare(schema=SCHEMA)
+    assert await reason(shore.change_type(indexes=[index])) == "INVALID_FIELD"
+    assert await reason(shore.declare("ship", schema=SCHEMA, indexes=[index])) == "INVALID_FIELD"
+    assert not (await shore.get_type()).indexes
+    await shore.change_type(indexes=[{"fields": ["data.at.lon", "lower(data.country)", "data.tags"]}])
+
+
+async def test_an_index_that_was_declared_before_its_field_was_ruled_out_stays(shore: Shore) -> None:
+    await shore.declare(schema={**SCHEMA, "additionalProperties": True}, compatibility="NONE")
+    await shore.change_type(indexes=[{"fields": ["data.zzz"]}])
+    await shore.replica.deployment.rows(
+        """UPDATE types SET schema = (schema::jsonb - 'additionalProperties')::json, generation = generation + 1000000
+        WHERE namespace = %s RETURNING 1""",
+        shore.namespace.id,
+    )
+    both = [{"fields": ["data.zzz"]}, {"fields": ["data.country"]}]
+    assert len((await shore.change_type(indexes=both)).indexes) == 2
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,11 @@ async def test_an_index_added_later_is_built_while_writes_go_on(
     await shore.batch(*(shore.deleting(f"b{n:04}") for n in range(0, 1500, 10)))
     type_ = await shore.change_type(indexes=[{"fields": ["data.n"]}])
     assert type_.indexes[0].state == Index.BUILDING
-    assert await reason(shore.page(filter="data.n = 3")) == "INDEX_REQUIRED"
+    early = await refusal(shore.page(filter="data.n = 3"))
+    assert dict(error_info(early).metadata) == {"index": '{"fields": ["data.n"], "unique": false}', "state": "BUILDING"}
+    assert "it is BUILDING: ask again" in (early.details() or "")
+    # It would not serve this: what is to be declared is another one.
+    assert "state" not in error_info(await refusal(shore.page(filter="data.m = 3"))).metadata
     elsewhere = shore.through(other_replica)
     for n in range(1, 1500, 100):
         await elsewhere.batch(
@@ -328,6 +332,9 @@ async def test_a_unique_index_over_duplicates_fails_and_says_who(shore: Shore) -
     await shore.change_type(indexes=[{"fields": ["data.n"], "unique": True}])
     (index,) = (await ready(shore)).indexes
     assert index.state == Index.FAILED
+    failed = await refusal(shore.page(order_by=index.fields[0]))
+    assert error_info(failed).metadata["state"] == "FAILED"
+    assert f"it is FAILED ({index.failure})" in (failed.details() or "")
     assert index.failure
     assert len(index.failed_names) == 10
     assert index.failed_names[0] == shore.name("b0")

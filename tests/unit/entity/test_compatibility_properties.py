@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 from typing import Any
 
@@ -11,10 +12,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from services.entity.compatibility import MAX_STEPS, Comparison, Mode, NotASchema
-from services.entity.schemas import compile_schema
-from tests.unit.entity.random_schemas import Documents, Schemas
+from services.entity.schemas import compile_schema, rules_out
+from services.runtime.filters.paths import reached
+from tests.unit.entity.random_schemas import NAMES, Documents, Schemas
 
 TEXT = {"type": "string"}
+CLOSED = {"type": "object", "additionalProperties": False}
 RANDOM = st.randoms(use_true_random=False)
 BOUNDED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -51,6 +54,57 @@ def test_a_schema_is_compatible_with_itself(random: Random) -> None:
     except NotASchema:
         return
     assert comparison.differences(Mode.FULL) == []
+
+
+@BOUNDED
+@given(RANDOM)
+def test_no_valid_data_has_anything_where_the_schema_rules_it_out(random: Random) -> None:
+    schema = {**Schemas(random).schema(), "type": "object"}
+    try:
+        Comparison([], schema)
+    except NotASchema:
+        return
+    ruled_out = [
+        path for length in (1, 2) for path in itertools.product(NAMES, repeat=length) if rules_out(schema, path)
+    ]
+    validator, documents = compile_schema(schema), Documents(random)
+    for _ in range(40):
+        document = documents.near(schema, schema)
+        if isinstance(document, dict) and validator.is_valid(document):
+            assert not [path for path in ruled_out if list(reached(document, path))], (schema, document)
+
+
+@pytest.mark.parametrize(
+    ("schema", "path"),
+    [
+        ({}, ("b",)),
+        ({"additionalProperties": {"type": "string"}}, ("b", "c")),
+        ({"unevaluatedProperties": False}, ("b",)),
+        ({"properties": {"b": False}}, ("b",)),
+        ({"properties": {"b": {"type": ["string", "null"]}}}, ("b", "c")),
+        ({"properties": {"b": {"$ref": "#/$defs/b"}}, "$defs": {"b": CLOSED}}, ("b", "c")),
+        ({"properties": {"b": {"type": "array", "items": {"type": "string"}}}}, ("b", "c")),
+        ({"additionalProperties": True, "allOf": [{"additionalProperties": False}]}, ("b",)),
+    ],
+)
+def test_a_closed_schema_rules_out_what_it_does_not_name(schema: dict[str, Any], path: tuple[str, ...]) -> None:
+    assert rules_out({"type": "object", **schema}, path)
+
+
+@pytest.mark.parametrize(
+    ("schema", "path"),
+    [
+        ({"additionalProperties": True}, ("b",)),
+        ({"patternProperties": {"^b": {}}}, ("b",)),
+        ({"unevaluatedProperties": False, "allOf": [{"properties": {"b": {}}}]}, ("b",)),
+        ({"properties": {"b": {"type": "object"}}}, ("b", "c")),
+        ({"properties": {"b": {"items": {"type": "object"}}}}, ("b", "c")),
+        ({"properties": {"b": {"prefixItems": [{}], "items": False}}}, ("b", "c")),
+        ({"properties": {"b": {"$ref": "#"}}}, ("b", "b", "b")),
+    ],
+)
+def test_what_may_be_there_is_not_ruled_out(schema: dict[str, Any], path: tuple[str, ...]) -> None:
+    assert not rules_out({"type": "object", **schema}, path)
 
 
 def test_a_type_may_become_open_but_not_closed_again() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.entity.schemas import field_types
+from services.entity.schemas import compile_schema, field_types
 from services.runtime.errors import InvalidArgument
 from services.runtime.filters import compile_predicate, parse_filter
 
@@ -43,6 +43,11 @@ def test_an_example_of_the_page_holds(text: str, document: dict[str, Any], found
     node = parse_filter(text, field_types(SCHEMA))
     assert node is not None
     assert compile_predicate(node)(document) is found
+
+
+@pytest.mark.parametrize("document", [document for _, document, _ in EXAMPLES])
+def test_an_example_of_the_page_can_be_stored(document: dict[str, Any]) -> None:
+    assert compile_schema(SCHEMA).is_valid(document)
 
 
 @pytest.mark.parametrize(
