@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
-from services.entity.compatibility import Comparison, Mode, NotASchema, as_type
+from services.entity.compatibility import Comparison, Mode, NotASchema, as_type, is_legacy
 
 
 class Unreadable(Exception):
@@ -33,13 +33,27 @@ def check(old: Path, new: Path, mode: str, *, as_written: bool) -> dict[str, Any
 
 
 def _read(path: Path, as_written: bool) -> Any:
+    pairs = None if as_written else _unique_keys
     try:
-        schema = json.loads(path.read_bytes(), parse_constant=_refuse)
+        schema = json.loads(path.read_bytes(), parse_constant=_refuse, object_pairs_hook=pairs)
     except OSError as failure:
         raise Unreadable(f"{path}: {failure.strerror}") from None
     except (ValueError, RecursionError) as failure:
         raise Unreadable(f"{path}: no JSON: {failure}") from None
-    return schema if as_written else as_type(schema)
+    if as_written or (isinstance(schema, dict) and is_legacy(schema)):
+        return schema
+    if not isinstance(schema, dict) or schema.get("type") != "object":
+        raise Unreadable(f'{path}: /type: the top of a type says "type": "object" (or: --as-written)')
+    return as_type(schema)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} stands twice")
+    return found
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -53,7 +53,10 @@ def test_schemas_are_closed_as_types_are_unless_they_are_to_be_taken_as_written(
         ('{"type": NaN}', "NaN"),
         ("[" * 100_000, "no JSON"),
         ({"type": "thing"}, "/type"),
-        ({"$ref": "https://example.com/schema"}, "/$ref"),
+        ({"type": "object", "$ref": "https://example.com/schema"}, "/$ref"),
+        ("true", "/type"),
+        ({"type": "string"}, "/type"),
+        ('{"type": "object", "properties": {"a": {}, "a": false}}', "the key 'a' stands twice"),
     ],
 )
 def test_a_file_without_a_schema_is_named_and_ends_with_2(tmp_path: Path, new: Any, said: str) -> None:
@@ -61,6 +64,11 @@ def test_a_file_without_a_schema_is_named_and_ends_with_2(tmp_path: Path, new: A
     assert code == 2
     assert "new.json" in text
     assert said in text
+
+
+def test_what_no_type_could_have_may_be_checked_as_it_is_written(tmp_path: Path) -> None:
+    for schema in ("true", {"type": "string"}, '{"type": "object", "type": "object"}'):
+        assert check(tmp_path, schema, schema, "--as-written")[0] == 0
 
 
 def test_a_missing_file_and_an_unknown_mode_end_with_2(tmp_path: Path) -> None:
