@@ -125,6 +125,7 @@ class _Batch:
             self.keys += [condition.key for condition in unit.preconditions]
             self.keys += unit.claim.touched
             self.type_ids |= dict.fromkeys(unit.claim.types)
+            self.type_ids |= dict.fromkeys(condition.key.type for condition in unit.preconditions)
         self.targets = list({target: None for unit in self.writes for target in unit.targets})
         self.references = list({entry: None for unit in self.writes for entry in unit.claim.entries})
         self.unique = list({entry: None for unit in self.writes for entry in unit.unique})
@@ -165,6 +166,10 @@ class EntityRound:
             self._check_read(unit)
         try:
             if unit.preconditions:
+                for condition in unit.preconditions:
+                    # A misspelt type has no entities: that one does not exist would hold, and say nothing.
+                    if condition.key.type not in self.types:
+                        raise missing_type(condition.key.type)
                 preconditions.check(unit.preconditions, self.entities)
             effects = [self._effect(unit, place, write, stamp) for place, write in enumerate(unit.writes)]
             effects += self._consequences(unit, effects, stamp)

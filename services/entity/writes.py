@@ -104,6 +104,10 @@ class Writer:
 
         async def attempt() -> Written:
             (prepared,) = await self._prepare(namespace.id, [mutations])
+            if preconditions:
+                # What is known of their types need not be read under the lock.
+                known = self._types.recall(namespace.id, {condition.key.type for condition in preconditions})
+                prepared = prepared._replace(types={**known, **prepared.types})
             unit = _unit(writing, writing.request_id, body_hash, prepared, indexed, preconditions)
             return _written(await self._committer.commit(namespace, unit))
 
@@ -348,12 +352,13 @@ def _unit(
     keys = [write.mutation.key for write in writes]
     unique = frozenset([entry for write in writes for entry in write.unique])
     type_ids = _one(keys[0].type) if len(keys) == 1 else frozenset([key.type for key in keys])
-    known = {type_id: types[type_id] for type_id in type_ids if type_id in types}
+    asked = type_ids.union([condition.key.type for condition in preconditions]) if preconditions else type_ids
+    known = {type_id: types[type_id] for type_id in asked if type_id in types}
     targets = frozenset([target for write in writes for target in write.targets])
     exclusive: frozenset[Hashable] = frozenset((*keys, *unique)) if unique else frozenset(keys)
     shared: frozenset[Hashable] = type_ids
     if preconditions:
-        shared = shared.union([condition.key for condition in preconditions])
+        shared = shared.union(*((condition.key, condition.key.type) for condition in preconditions))
     if targets:
         shared = shared.union(map(_life, targets))
     if any(compiled.type.referrers for compiled in known.values()):

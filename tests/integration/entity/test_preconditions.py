@@ -53,6 +53,19 @@ async def test_a_unit_is_applied_exactly_if_its_precondition_holds(
     assert await shore.head() == 4
 
 
+@pytest.mark.parametrize("holds", [{"exists": False}, {"exists": True}, {"etag": '"2"'}, {"filter": "NOT data.n = 1"}])
+async def test_a_precondition_on_a_type_that_is_not_there_is_refused(shore: Shore, holds: dict[str, Any]) -> None:
+    await shore.declare()
+    misspelt = entity_pb2.Precondition(name=shore.name("b1", "bouy"), **holds)
+    for mutations in ([shore.creating("b1", {})], []):
+        info = error_info(await refusal(shore.transact(*mutations, preconditions=[misspelt])))
+        assert (info.reason, info.metadata["type"]) == ("NOT_FOUND", "bouy")
+    assert await shore.head() == 1
+    await shore.declare("bouy")
+    if "exists" in holds and not holds["exists"]:
+        assert (await shore.transact(shore.creating("b1", {}), preconditions=[misspelt])).revision == 3
+
+
 async def test_the_first_precondition_that_fails_is_named(shore: Shore) -> None:
     await shore.declare()
     await shore.create("b1", {})
