@@ -17,6 +17,11 @@ class Turns:
     def __init__(self) -> None:
         self._locks: Final[WeakValueDictionary[tuple[str, EntityKey], asyncio.Lock]] = WeakValueDictionary()
 
+    @property
+    def any(self) -> bool:
+        """Whether anybody takes turns anywhere."""
+        return bool(self._locks)
+
     @asynccontextmanager
     async def at(
         self, namespace: str, keys: Iterable[EntityKey], *, only_in_queues: bool = False

@@ -112,6 +112,8 @@ class Writer:
             return _written(await self._committer.commit(namespace, unit))
 
         with suppress(Stale):
+            if not self._turns.any:
+                return await attempt()
             async with self._turns.at(namespace.id, keys, only_in_queues=True):
                 return await attempt()
         async with self._turns.at(namespace.id, keys):

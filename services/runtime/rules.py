@@ -33,15 +33,22 @@ class _Rules:
     def __init__(self, message: type[Message]) -> None:
         descriptor = message.DESCRIPTOR
         ruled = [field for field in descriptor.fields if _field_has_rules(field, set())]
-        self._with_presence = tuple(field.name for field in ruled if field.has_presence)
-        self._without = tuple(field.name for field in ruled if not field.has_presence)
-        # Rules of the whole, or of what is absent, concern every request.
-        self._all = _has_own_rules(descriptor) or bool(_validator().collect_violations(message()))
+        # What must be there and has no other rule is kept by being there.
+        self._required = tuple(field.name for field in ruled if _is_only_required(field))
+        others = [field for field in ruled if field.name not in self._required]
+        self._with_presence = tuple(field.name for field in others if field.has_presence)
+        self._without = tuple(field.name for field in others if not field.has_presence)
+        # Rules of the whole, or of what else is absent, concern every request.
+        absent = {_field_path(violation.proto.field) for violation in _validator().collect_violations(message())}
+        self._all = _has_own_rules(descriptor) or not absent <= set(self._required)
 
     def concern(self, request: Message) -> bool:
         """Whether *request* sets anything that has a rule; what is absent keeps those that there are."""
         if self._all:
             return True
+        for name in self._required:
+            if not request.HasField(name):
+                return True
         for name in self._without:
             if getattr(request, name):
                 return True
@@ -66,6 +73,18 @@ def _field_has_rules(field: Any, above: set[str]) -> bool:
         return False
     above.add(inner.full_name)
     return _has_own_rules(inner) or any(_field_has_rules(field, above) for field in inner.fields)
+
+
+def _is_only_required(field: Any) -> bool:
+    rules = field.GetOptions().Extensions[validate_pb2.field]
+    inner = field.message_type
+    return (
+        inner is not None
+        and not field.is_repeated
+        and rules == validate_pb2.FieldRules(required=True)
+        and not _has_own_rules(inner)
+        and not any(_field_has_rules(each, {inner.full_name}) for each in inner.fields)
+    )
 
 
 def _has_own_rules(descriptor: Any) -> bool:
