@@ -19,6 +19,7 @@ STATEMENTS = {
     "chunk": (import_store.select_chunk(KEY, 1000), ["import_chunks_pkey"]),
     "rejections": (import_store.select_rejections(KEY, 0, 1000, 50), ["import_rejections_pkey"]),
     "missing": (import_store.select_missing(KEY, 500), ["import_missing_pkey"]),
+    "missing types": (import_store.select_missing_types(KEY, ["buoy", "ship"]), ["import_missing_pkey"]),
     "handled": (import_store.record_handled(KEY, 0, NAMES, 9), ["import_missing_pkey", "imports_pkey"]),
     "compare": (
         import_store.compare(KEY, "buoy", ("buoy", "b1"), 5000),
