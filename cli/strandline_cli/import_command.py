@@ -161,6 +161,8 @@ def tell_failure(failure: BaseException, order: Order, source: Path) -> None:
     command = f"the same command with --import-id {shlex.quote(order.import_id)} --resume"
     if failure.reason == "MASS_CHANGE_REFUSED":
         print(f"If you mean it: {command} --confirm {failure.metadata['operation_id']}", file=sys.stderr)
+    elif failure.reason == "REQUEST_ID_REUSED":
+        print(f"{order.import_id} was begun with another file, or with other contents of it", file=sys.stderr)
     elif failure.reason == "IMPORT_INCOMPLETE":
         print("Nothing was deleted. Import the mended file anew, without --import-id", file=sys.stderr)
     elif failure.code in _PASSING or failure.reason == "IMPORT_OFFSET":

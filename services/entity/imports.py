@@ -337,7 +337,7 @@ class Importer:
         if known.chunk.lines != lines:
             raise _wrong_offset(known.state.next_offset)
         if known.chunk.digest != digest:
-            raise InvalidArgument("REQUEST_ID_REUSED", "the import has other lines at that offset", field="rows")
+            raise _other_lines()
         if chunk.dry_run:
             told, _, _ = await self._apply(namespace, actor, chunk, known.state, rows, lines)
             told = await self._with_changes(namespace, rows, told)
@@ -375,7 +375,7 @@ class Importer:
             elif outcome is row.mutation:
                 status = status_of_error(row.mutation)
             else:
-                raise outcome
+                raise _other_lines() if _is_reused(outcome) else outcome
             told.append(Told(row.line, row.type, row.id, status=_short(status)))
         inserted, updated, unchanged = numbers.values()
         return told, Counts(inserted, updated, unchanged, len(rows) - inserted - updated - unchanged), revision
@@ -551,6 +551,15 @@ def _wrong_offset(next_offset: int) -> FailedPrecondition:
     return FailedPrecondition(
         "IMPORT_OFFSET", f"the import goes on at offset {next_offset}", next_offset=str(next_offset)
     )
+
+
+def _other_lines() -> InvalidArgument:
+    return InvalidArgument("REQUEST_ID_REUSED", "the import has other lines at that offset", field="rows")
+
+
+def _is_reused(failure: BaseException) -> bool:
+    """Whether a line was applied before, as another row, and its chunk was not counted then."""
+    return isinstance(failure, InvalidArgument) and failure.reason == "REQUEST_ID_REUSED"
 
 
 def _limits(namespace: Namespace, import_id: str, state: StoredImport) -> Limits:

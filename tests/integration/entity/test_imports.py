@@ -18,6 +18,7 @@ from strandline.rpc.v1 import access_pb2
 from services.entity import import_store, imports, limits, upkeep
 from services.entity.import_store import Counts, ImportKey, Rejection, TakenChunk
 from services.entity.model import EntityKey
+from services.runtime.errors import Unavailable
 from tests.integration.entity.conftest import Shore, error_info, info_in, pointers, reason, refusal
 
 INSERT, UPSERT, REPLACE_SET = pb.Import.INSERT, pb.Import.UPSERT, pb.Import.REPLACE_SET
@@ -155,6 +156,24 @@ async def test_other_lines_at_a_taken_offset_are_refused(shore: Shore) -> None:
     assert error_info(failure).metadata["next_offset"] == "2"
     failure = await refusal(send(shore, [row("b2")], offset=1))
     assert error_info(failure).reason == "IMPORT_OFFSET"
+
+
+async def test_other_lines_than_those_that_were_applied_but_not_counted_are_refused(
+    shore: Shore, monkeypatch: Any
+) -> None:
+    await shore.declare()
+    with monkeypatch.context() as broken:
+        broken.setattr(imports.Importer, "_record", _break_off)
+        assert await reason(send(shore, [row("b1"), row("b2")])) == "UNAVAILABLE"
+    assert (await look(shore)).account.read == 0
+    failure = await refusal(send(shore, [row("b1"), row("b3")]))
+    assert (error_info(failure).reason, error_info(failure).metadata["field"]) == ("REQUEST_ID_REUSED", "rows")
+    assert sorted(await contents(shore)) == ["b1", "b2"]
+    assert counts((await send(shore, [row("b1"), row("b2")])).chunk) == (2, 0, 0, 0)
+
+
+async def _break_off(*_: Any) -> None:
+    raise Unavailable("UNAVAILABLE", "broken off")
 
 
 async def test_chunks_that_overtake_each_other_apply_in_the_order_of_their_lines(shore: Shore) -> None:

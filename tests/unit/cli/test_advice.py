@@ -43,6 +43,10 @@ def test_an_import_that_would_be_refused_again_is_not_said_to_go_on(
     assert (reason in said, "--resume" in said) == (True, False)
 
 
+def test_an_import_of_another_file_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "i was begun with another file" in told(ApiError("INVALID_ARGUMENT", "REQUEST_ID_REUSED", "no"), capsys)
+
+
 def test_a_mass_change_says_how_to_confirm_it(capsys: pytest.CaptureFixture[str]) -> None:
     said = told(ApiError("FAILED_PRECONDITION", "MASS_CHANGE_REFUSED", "no", {"operation_id": "op"}), capsys)
     assert "--import-id i --resume --confirm op" in said
