@@ -36,9 +36,13 @@ async def forget_everywhere(database: Database) -> None:
     for namespace, epoch in rows:
         try:
             await changelog.forget_requests(database, namespace)
-            await _forget(database, namespace, retention_store.forget_leases(namespace))
-            await _forget(database, namespace, usage_store.forget_mass_changes(namespace))
-            await _forget(database, namespace, operation_store.forget_operations(namespace))
+            await _in_transaction(
+                database,
+                namespace,
+                retention_store.forget_leases(namespace),
+                usage_store.forget_mass_changes(namespace),
+                operation_store.forget_operations(namespace),
+            )
             await forget_imports(database, namespace)
             if epoch.isalnum():  # not one that is being purged, or has no life
                 await compact(database, Namespace(namespace, epoch))
@@ -56,29 +60,22 @@ async def forget_everywhere(database: Database) -> None:
         )
 
 
-async def _forget(database: Database, namespace: str, statement: Statement) -> list[Row]:
-    async with database.connection() as connection, connection.transaction():
-        _, rows = await pipeline(
-            connection, Statement("SELECT set_config('app.namespace', %s, true)", (namespace,)), statement
-        )
-        return rows
+async def _in_transaction(database: Database, namespace: str, *statements: Statement) -> list[list[Row]]:
+    """The rows of *statements*, committed in one round trip."""
+    choose = Statement("SELECT set_config('app.namespace', %s, true)", (namespace,))
+    async with database.connection() as connection:
+        answers = await pipeline(connection, Statement("BEGIN"), choose, *statements, Statement("COMMIT"))
+    return answers[2:-1]
 
 
 async def forget_imports(database: Database, namespace: str) -> None:
     """Remove what is known of imports that nothing was heard of for a week, in transactions of some milliseconds."""
     # Marked before the first of its parts goes: without the names that its rows had, it would delete everything.
-    rows = await _forget(database, namespace, import_store.forget_old(namespace, ROWS_AT_ONCE))
+    (rows,) = await _in_transaction(database, namespace, import_store.forget_old(namespace, ROWS_AT_ONCE))
     for epoch, import_id in rows:
         key = ImportKey(namespace, epoch, import_id)
         for statement in (*import_store.forget_parts(key, ROWS_AT_ONCE), import_store.forget_import(key)):
             removed = ROWS_AT_ONCE
             while removed == ROWS_AT_ONCE:
-                async with database.connection() as connection:
-                    answers = await pipeline(
-                        connection,
-                        Statement("BEGIN"),
-                        Statement("SELECT set_config('app.namespace', %s, true)", (namespace,)),
-                        statement,
-                        Statement("COMMIT"),
-                    )
-                    removed = len(answers[2])
+                (gone,) = await _in_transaction(database, namespace, statement)
+                removed = len(gone)
