@@ -49,6 +49,11 @@ class Write(Unit):
     indexed: bool = False
     remembers_refusal: bool = False
 
+    @property
+    def changes_stored(self) -> bool:
+        """See ``limits.LimitedUnit``."""
+        return any(write.mutation.kind != Kind.CREATE for write in self.writes)
+
 
 EntityUnit: TypeAlias = Write | TypeChange | Purge
 MAX_READ_BYTES: Final = 16 * 2**20

@@ -68,6 +68,10 @@ class LimitedUnit(Protocol):
     def actor(self) -> str: ...
     @property
     def limits(self) -> Limits: ...
+    @property
+    def changes_stored(self) -> bool:
+        """Whether it may change or delete what is stored, and not only create."""
+        ...
 
 
 class Confirmations:
@@ -133,7 +137,7 @@ class Counters:
     namespace: str
     confirmations: Confirmations
     usage: dict[str, tuple[int, int]]
-    """By type, and under '' for the namespace: live entities, and bytes of all that are kept."""
+    """Live entities and bytes: under '' of the namespace, for quotas; by type the entities alone, for the guard."""
     changes: dict[Scope, Changed]
     budget: Budget | None
     _added: dict[int, Counted] = field(default_factory=dict)
@@ -141,7 +145,9 @@ class Counters:
     @staticmethod
     def reads(namespace: str, types: Sequence[str], units: Sequence[LimitedUnit]) -> list[Statement]:
         """What counting *units* on *types* needs: the rows that ``of`` takes."""
-        statements = [usage_store.select_counts(namespace, types)]
+        statements = []
+        if any(unit.limits.quota.max_entities or unit.limits.quota.max_bytes for unit in units):
+            statements.append(usage_store.select_total(namespace))
         if scopes := _all_scopes(types, units):
             statements.append(usage_store.select_mass_changes(namespace, scopes))
         if any(unit.limits.quota.max_writes_per_second for unit in units):
@@ -159,10 +165,15 @@ class Counters:
     ) -> Counters:
         """The counts in the *rows* of ``reads`` for *types* and *units*."""
         results = iter(rows)
-        usage = {type_: (live, stored) for type_, live, stored in next(results)}
+        usage: dict[str, tuple[int, int]] = {}
+        if any(unit.limits.quota.max_entities or unit.limits.quota.max_bytes for unit in units):
+            usage[""] = next(((live, stored) for live, stored in next(results)), _NONE)
         changes: dict[Scope, Changed] = {}
         if _all_scopes(types, units):
-            changes = {(type_, scope): Changed(*counts) for type_, scope, *counts in next(results)}
+            for type_, scope, changed, deleted, since, live in next(results):
+                usage[type_] = (live, 0)
+                if changed is not None:
+                    changes[(type_, scope)] = Changed(changed, deleted, since)
         budget = None
         if any(unit.limits.quota.max_writes_per_second for unit in units):
             budget = usage_store.budget_of(next(results))
@@ -295,7 +306,8 @@ def _scopes(unit: LimitedUnit) -> Sequence[str]:
 
 
 def _all_scopes(types: Sequence[str], units: Sequence[LimitedUnit]) -> list[Scope]:
-    return sorted({(type_, scope) for unit in units for type_ in types for scope in _scopes(unit)})
+    changing = [unit for unit in units if unit.limits.guard and unit.changes_stored]
+    return sorted({(type_, scope) for unit in changing for type_ in types for scope in _scopes(unit)})
 
 
 def _sum(before: Changed, more: Changed) -> Changed:

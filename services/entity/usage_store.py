@@ -37,13 +37,9 @@ def select_usage(namespace: str) -> Statement:
     return Statement("SELECT type, entities, bytes FROM usage WHERE namespace = %s ORDER BY type", (namespace,))
 
 
-def select_counts(namespace: str, types: Collection[str]) -> Statement:
-    """Rows (type, entities, bytes) of *types*, and of the namespace as a whole under the type ''."""
-    return Statement(
-        """SELECT k.type, u.entities, u.bytes FROM unnest(%s::text[]) AS k (type)
-        CROSS JOIN LATERAL (SELECT entities, bytes FROM usage WHERE namespace = %s AND type = k.type LIMIT 1) u""",
-        (packed_text(("", *types)), namespace),
-    )
+def select_total(namespace: str) -> Statement:
+    """A row (entities, bytes) of the namespace as a whole, if anything was counted."""
+    return Statement("SELECT entities, bytes FROM usage WHERE namespace = %s AND type = ''", (namespace,))
 
 
 def add_usage(namespace: str, added: Mapping[str, tuple[int, int]]) -> Statement:
@@ -64,16 +60,21 @@ def add_usage(namespace: str, added: Mapping[str, tuple[int, int]]) -> Statement
 
 
 def select_mass_changes(namespace: str, scopes: Collection[Scope]) -> Statement:
-    """Rows (type, scope, changed, deleted, since) of *scopes*, summed over their windows."""
+    """Rows (type, scope, changed, deleted, since, live entities of the type) of *scopes*, summed over their windows.
+
+    The three sums are null where nothing was changed.
+    """
     types, principals = zip(*scopes, strict=True)
     return Statement(
-        """SELECT k.type, k.scope, c.* FROM unnest(%s::text[], %s::text[]) AS k (type, scope)
-        CROSS JOIN LATERAL (SELECT sum(changed)::int8, sum(deleted)::int8, min(since) FROM mass_changes
+        """SELECT k.type, k.scope, c.*, coalesce(u.entities, 0)
+        FROM unnest(%s::text[], %s::text[]) AS k (type, scope)
+        LEFT JOIN LATERAL (SELECT sum(changed)::int8, sum(deleted)::int8, min(since) FROM mass_changes
             WHERE namespace = %s AND type = k.type AND scope = k.scope AND minute >= CASE
                 WHEN starts_with(k.scope, %s) THEN 0
                 ELSE floor(extract(epoch FROM clock_timestamp()) / 60)::int8 - %s END
-            HAVING count(*) > 0 OFFSET 0) c""",
-        (packed_text(types), packed_text(principals), namespace, IMPORT, WINDOW_MINUTES),
+            OFFSET 0) c ON true
+        LEFT JOIN LATERAL (SELECT entities FROM usage WHERE namespace = %s AND type = k.type LIMIT 1) u ON true""",
+        (packed_text(types), packed_text(principals), namespace, IMPORT, WINDOW_MINUTES, namespace),
     )
 
 
