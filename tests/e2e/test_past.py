@@ -124,7 +124,7 @@ async def test_an_export_holds_types_and_entities_of_one_revision(bay: Bay) -> N
         ("GET", "/types/buoy/entities/one:diff", {"from_revision": "4", "to_revision": "3"}, (400, "INVALID_FIELD")),
         ("GET", ":lookupRevision", {}, (400, "INVALID_FIELD")),
         ("GET", ":lookupRevision", {"revision": "1", "time": "2026-01-01T00:00:00Z"}, (400, "INVALID_FIELD")),
-        ("GET", ":diff", {"from_revision": "99"}, (400, "INVALID_FIELD")),
+        ("GET", ":diff", {"from_revision": "99"}, (400, "FUTURE_REVISION")),
         ("GET", ":export", {"revision": "99"}, (400, "FUTURE_REVISION")),
         ("POST", "/types/buoy/entities/one:rollback", {"toRevision": "1"}, (404, "NOT_FOUND")),
         ("POST", "/types/buoy/entities/one:rollback", {}, (400, "INVALID_FIELD")),
