@@ -19,7 +19,7 @@ MAX_TOGETHER: Final = 500
 MAX_BYTES_TOGETHER: Final = 16 * 2**20
 FEW: Final = MAX_BYTES_TOGETHER // MAX_ENTITY_BYTES
 """So many can go together however large they are."""
-CROWD: Final = 8
+CROWD: Final = 4
 """So many at once say that more are on their way: the next ones wait for company. Fewer callers never wait."""
 GATHER_SECONDS: Final = 0.002
 
