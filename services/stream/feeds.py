@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,6 +21,10 @@ from services.stream.snapshots import ResumeTokens, Walk
 from services.stream.upstream import Logs
 
 OPEN = Gauge("strandline_stream_feeds_open", "Feeds that are being read.")
+# Of a drain: how long readers have to take their last words, and then, with every feed at its end, to find out that it
+# ended. A connection that is closed earlier breaks under a client that writes, and takes what it had not read with it.
+GOODBYE_SECONDS = 2.0
+LINGER_SECONDS = 0.2
 
 
 class Feeds:
@@ -29,6 +35,17 @@ class Feeds:
         self._logs = logs
         self._access = access
         self._tokens = tokens
+        self._open = 0
+
+    async def drain(self) -> None:
+        """Let every feed say goodbye, and return when its reader may be disconnected."""
+        self._hubs.drain()
+        if not self._open:
+            return
+        deadline = time.monotonic() + GOODBYE_SECONDS
+        while self._open and time.monotonic() < deadline:
+            await asyncio.sleep(LINGER_SECONDS / 10)
+        await asyncio.sleep(LINGER_SECONDS)
 
     @asynccontextmanager
     async def open(self, request: stream_service_pb2.WatchRequest, call: Call) -> AsyncIterator[Feed]:
@@ -52,6 +69,7 @@ class Feeds:
         selection = selection_of(list(request.types), request.filter)
         hub, head = await self._hubs.attach(namespace)
         OPEN.inc()
+        self._open += 1
         try:
             call.min_revision(0).check(head.revision, head.epoch)
             start = await self._start(request, head, selection)
@@ -67,6 +85,7 @@ class Feeds:
             )
         finally:
             OPEN.dec()
+            self._open -= 1
             self._hubs.detach(hub)
 
     async def _start(self, request: stream_service_pb2.WatchRequest, head: Head, selection: Selection) -> Start:

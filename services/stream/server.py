@@ -65,7 +65,7 @@ async def serve() -> None:
     server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds), gate.admit)
 
     async def say_goodbye() -> None:
-        hubs.drain()
+        await feeds.drain()
         await http.stop()
 
     server.on_drain(say_goodbye)

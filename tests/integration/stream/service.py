@@ -74,7 +74,7 @@ class StreamService:
         self.access = AccessCopy(self._upstream, self.bus)
         logs = Logs(self._upstream, self._upstream)
         self.hubs = Hubs(logs, self.bus, ring_bytes=ring_bytes)
-        feeds = Feeds(self.hubs, logs, self.access, ResumeTokens(bytes(32)))
+        self._feeds = feeds = Feeds(self.hubs, logs, self.access, ResumeTokens(bytes(32)))
         gate = Gate(TokenVerifier(ISSUER, _keys), self.access)
         self._http = HttpPort(feeds, gate.admit)
         self._server = grpc.aio.server()
@@ -96,7 +96,7 @@ class StreamService:
         return int(REGISTRY.get_sample_value("strandline_stream_feeds_open") or 0)
 
     async def drain(self) -> None:
-        self.hubs.drain()
+        await self._feeds.drain()
         await self._http.stop()
         await self._server.stop(grace=2)
 
