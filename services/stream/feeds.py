@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from prometheus_client import Gauge
 from strandline.stream.v1 import stream_service_pb2
@@ -36,15 +35,15 @@ class Feeds:
         self._access = access
         self._tokens = tokens
         self._open = 0
+        self._none_open = asyncio.Event()
 
     async def drain(self) -> None:
         """Let every feed say goodbye, and return when its reader may be disconnected."""
         self._hubs.drain()
         if not self._open:
             return
-        deadline = time.monotonic() + GOODBYE_SECONDS
-        while self._open and time.monotonic() < deadline:
-            await asyncio.sleep(LINGER_SECONDS / 10)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._none_open.wait(), GOODBYE_SECONDS)
         await asyncio.sleep(LINGER_SECONDS)
 
     @asynccontextmanager
@@ -70,6 +69,7 @@ class Feeds:
         hub, head = await self._hubs.attach(namespace)
         OPEN.inc()
         self._open += 1
+        self._none_open.clear()
         try:
             call.min_revision(0).check(head.revision, head.epoch)
             start = await self._start(request, head, selection)
@@ -86,6 +86,8 @@ class Feeds:
         finally:
             OPEN.dec()
             self._open -= 1
+            if not self._open:
+                self._none_open.set()
             self._hubs.detach(hub)
 
     async def _start(self, request: stream_service_pb2.WatchRequest, head: Head, selection: Selection) -> Start:
