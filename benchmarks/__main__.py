@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import os
 
-from benchmarks import batch_writes, delivery, imports, million, point_reads, replicas, single_writes
+from benchmarks import batch_writes, deliveries, delivery, imports, million, point_reads, replicas, single_writes
 from benchmarks.machine import LOAD_CORE, PINNED
 from benchmarks.stack import stack
 
@@ -21,6 +21,7 @@ _BENCHMARKS = {
     "batch_writes": (batch_writes.run, "entity"),
     "replicas": (replicas.run, "entity"),
     "delivery": (delivery.run, "stream"),
+    "deliveries": (deliveries.run, "stream"),
 }
 
 
