@@ -13,13 +13,14 @@ import psycopg
 
 from services.runtime import changelog, telemetry
 from services.runtime.changelog import Head
-from services.runtime.database import Database
+from services.runtime.database import Database, Statement
 from services.runtime.migrations import migrate
 from services.runtime.server import run_main
 from services.runtime.settings import Settings
 
 DATABASE_SECONDS: Final = 15.0
 """How long to wait for a database that is starting too."""
+_SCHEMA_IS_THERE: Final = Statement("SELECT FROM alembic_version")
 
 S = TypeVar("S", bound=Settings)
 
@@ -39,7 +40,8 @@ async def wait_for_database(settings: Settings, migrations: Path, namespaces: Se
                 await migrate(settings.migrate_url, migrations)
             database = Database(settings.database_url, size=1)
             try:
-                return await changelog.read_heads(database, namespaces)
+                await database.read_one(_SCHEMA_IS_THERE)
+                return await changelog.read_heads(database, namespaces) if namespaces else []
             finally:
                 await database.close()
         except (psycopg.OperationalError, psycopg.errors.UndefinedTable) as failure:

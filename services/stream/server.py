@@ -1,21 +1,21 @@
-"""The stream service's process: ``strandline-stream``."""
+"""The process of the stream service: ``strandline-stream`` serves, ``strandline-stream migrate`` updates the schema."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from services.runtime import upstream
 from services.runtime.access import AccessCopy
 from services.runtime.bus import Bus
+from services.runtime.database import Database
 from services.runtime.gate import Gate
 from services.runtime.remote_keys import RemoteKeys
-from services.runtime.server import Server, run_main
+from services.runtime.server import Server
 from services.runtime.settings import Settings, read_key
-from services.runtime.telemetry import configure_logging
+from services.runtime.startup import serve_or_migrate, wait_for_database
 from services.runtime.tokens import TokenVerifier
 from services.stream.api import StreamHandlers
 from services.stream.feeds import Feeds
@@ -23,6 +23,8 @@ from services.stream.http import HttpPort
 from services.stream.hubs import Hubs
 from services.stream.snapshots import ResumeTokens
 from services.stream.upstream import Logs
+
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,20 +40,19 @@ class StreamSettings(Settings):
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:
-        """Read ``STRANDLINE_*``. A database may be named but is not used: cursors that last are still to come."""
+        """Read ``STRANDLINE_*``."""
         return cls(
-            **cls.common({"STRANDLINE_DATABASE_URL": "", **env}),  # type: ignore[arg-type]  # the keys are its own fields
+            **cls.common(env),  # type: ignore[arg-type]  # the keys are its own fields
             http_listen=env["STRANDLINE_HTTP_LISTEN"],
             user_address=env["STRANDLINE_USER_ADDRESS"],
             entity_address=env["STRANDLINE_ENTITY_ADDRESS"],
         )
 
 
-async def serve() -> None:
+async def serve(settings: StreamSettings) -> None:
     """Construct everything, serve until SIGTERM, and take it down in reverse order."""
-    configure_logging("stream")
-    settings = StreamSettings.from_env(os.environ)
-    configure_logging("stream", settings.log_level)
+    await wait_for_database(settings, MIGRATIONS)
+    database = Database(settings.database_url)
     tokens = ResumeTokens(read_key(settings.secrets_dir, "resume_token.key"))
     bus = Bus(settings.nats_url, settings.nats_credentials, settings.tls_dir, "stream")
     user, entity = upstream.channel(settings.user_address), upstream.channel(settings.entity_address)
@@ -82,12 +83,12 @@ async def serve() -> None:
         await bus.close()
         await user.close()
         await entity.close()
+        await database.close()
 
 
 def main() -> None:
-    """Entry point of the console script. ``strandline-stream migrate`` has nothing to do: there are no tables yet."""
-    if sys.argv[1:] != ["migrate"]:
-        run_main(serve)
+    """The console script."""
+    serve_or_migrate("stream", StreamSettings.from_env, serve, MIGRATIONS)
 
 
 if __name__ == "__main__":

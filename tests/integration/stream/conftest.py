@@ -14,6 +14,7 @@ from services.entity.server import MIGRATIONS
 from services.runtime.bus import Bus
 from services.runtime.call import Namespace
 from services.runtime.migrations import migrate
+from services.stream.server import MIGRATIONS as OWN_MIGRATIONS
 from tests.nats import Nats
 from tests.postgres import postgres
 
@@ -65,6 +66,28 @@ async def log_url(postgres: str, template: str) -> str:
     name = f"stream{next(_numbers)}"
     async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as connection:
         await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
+    return psycopg.conninfo.make_conninfo(postgres, dbname=name, user=APP)
+
+
+@pytest.fixture(scope="session")
+async def own_template(postgres: str, template: str) -> str:
+    """The name of a database with the stream service's own schema. (*template* makes the role.)"""
+    name = "stream_own_template"
+    superuser = psycopg.conninfo.make_conninfo(postgres, dbname=name)
+    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as connection:
+        await connection.execute(f"CREATE DATABASE {name}")
+    await migrate(superuser, OWN_MIGRATIONS)
+    async with await psycopg.AsyncConnection.connect(superuser) as connection:
+        await connection.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {APP}")
+    return name
+
+
+@pytest.fixture
+async def own_url(postgres: str, own_template: str) -> str:
+    """A fresh database of the stream service, as a role without privileges beyond its tables."""
+    name = f"stream_own{next(_numbers)}"
+    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as connection:
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {own_template}".encode())
     return psycopg.conninfo.make_conninfo(postgres, dbname=name, user=APP)
 
 
