@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -82,3 +83,9 @@ def read_key(folder: Path, name: str) -> bytes:
     if len(key) != 32:
         raise RuntimeError(f"{path} must hold 32 bytes, it holds {len(key)}")
     return key
+
+
+def read_keys(folder: Path) -> dict[int, bytes]:
+    """The keys ``<version>.key`` in *folder*, by version."""
+    versions = [int(name.removesuffix(".key")) for name in os.listdir(folder) if name.endswith(".key")]
+    return {version: read_key(folder, f"{version}.key") for version in versions}

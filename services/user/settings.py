@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from services.runtime.settings import Settings, read_key
+from services.runtime.settings import Settings, read_key, read_keys
 from services.user.envelope import Keyring
 
 
@@ -53,9 +52,8 @@ class Keys:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read *folder*; ``kek/<version>.key`` are the keys that wrap users' keys."""
-        versions = [int(name.removesuffix(".key")) for name in os.listdir(folder / "kek") if name.endswith(".key")]
         return cls(
-            keyring=Keyring({version: read_key(folder / "kek", f"{version}.key") for version in versions}),
+            keyring=Keyring(read_keys(folder / "kek")),
             blind_index=read_key(folder, "blind_index.key"),
             pepper=read_key(folder, "pepper.key"),
             refresh=read_key(folder, "refresh.key"),
