@@ -4,6 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Check: TypeAlias = Literal[
+    "ordered",
+    "unique",
+    "reliable",
+    "atomic",
+    "dense",
+    "resumable",
+    "bookmarkable",
+    "filter",
+    "enter_leave",
+    "previous_value",
+    "snapshot",
+    "durable",
+]
+"""The promises of a feed, by name; ``validation`` says what each means."""
+
+# Ends after which the position is worth nothing any more: only a new snapshot helps.
+_LOST = frozenset({"COMPACTED", "EPOCH_CHANGED", "SNAPSHOT_EXPIRED"})
 
 
 @dataclass(eq=False)
@@ -35,9 +55,21 @@ class FeedEnded(Exception):
     epoch: str
     revision: int
 
+    @property
+    def position_is_lost(self) -> bool:
+        """Whether the namespace lives on and only this position does not: begin anew with a snapshot."""
+        return self.reason in _LOST
+
     def __str__(self) -> str:
         return f"{self.reason} at {self.epoch}.{self.revision}: {self.detail}"
 
 
+@dataclass(eq=False)
 class FeedViolation(Exception):
-    """The feed broke a promise: ranges that do not join up, a unit twice or missing, a snapshot of another sum."""
+    """The feed broke a promise. ``check`` is the name of the promise, as in ``validation``."""
+
+    check: Check
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.detail}"

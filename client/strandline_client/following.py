@@ -37,7 +37,7 @@ async def follow(
     backoff = Backoff(patience)
     while True:
         try:
-            async with aclosing(connect(position.start)) as connection:
+            async with aclosing(connect(position.resume())) as connection:
                 while True:
                     async with asyncio.timeout(SILENCE_SECONDS):
                         message = await anext(connection)

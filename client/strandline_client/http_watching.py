@@ -115,7 +115,7 @@ def look(message: JsonMessage) -> Seen:
     """What *message* says about itself."""
     after, revision, epoch = int(message["afterRevision"]), int(message["revision"]), str(message["epoch"])
     if "units" in message:
-        return Seen(after, revision, epoch, units=[int(unit["revision"]) for unit in message["units"]["units"]])
+        return Seen(after, revision, epoch, units=[(int(unit["revision"]), unit) for unit in message["units"]["units"]])
     if "snapshotPage" in message:
         page = message["snapshotPage"]
         entities = [(entity["name"], int(entity["revision"])) for entity in page["entities"]]

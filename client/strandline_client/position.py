@@ -45,12 +45,12 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What matters of one message, however it was carried."""
+    """What matters of one message, however it was carried. Of a unit: its revision, and the unit."""
 
     after: int
     revision: int
     epoch: str
-    units: Sequence[int] | None = None
+    units: Sequence[tuple[int, object]] | None = None
     page: Sequence[tuple[str, int]] | None = None
     resume_token: str = ""
     summary: tuple[int, str] | None = None
@@ -74,6 +74,11 @@ class Position:
     def _begin(self) -> RangeVerifier:
         after = self.start.after_revision
         return RangeVerifier(self.dense, self.start.epoch if after is not None else "", after)
+
+    def resume(self) -> Start:
+        """Where the next connection begins."""
+        self._ranges.reconnected()
+        return self.start
 
     def take(self, seen: Seen) -> None:
         """Verify a message and move behind it.

@@ -49,7 +49,7 @@ def look(message: feed_pb2.WatchResponse) -> Seen:
     after, revision, epoch = message.after_revision, message.revision, message.epoch
     body = message.WhichOneof("body")
     if body == "units":
-        return Seen(after, revision, epoch, units=[unit.revision for unit in message.units.units])
+        return Seen(after, revision, epoch, units=[(unit.revision, unit) for unit in message.units.units])
     if body == "snapshot_page":
         page = [(entity.name, entity.revision) for entity in message.snapshot_page.entities]
         return Seen(after, revision, epoch, page=page, resume_token=message.snapshot_page.resume_token)

@@ -12,12 +12,17 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from strandline_client import FeedEnded, FeedViolation, Start
-from strandline_client.errors import ApiError
+from strandline_client.errors import ApiError, Check
 from strandline_client.http_watching import EventSource, look, split
 from strandline_client.position import Ending, Position, Seen
 from strandline_client.verify import RangeVerifier, SnapshotVerifier
 
-GOOD: list[tuple[Any, ...]] = [(3, 3, "e"), (3, 5, "e", [4, 5]), (5, 5, "e"), (5, 6, "e", [6])]
+
+def units(*revisions: int) -> list[tuple[int, object]]:
+    return [(revision, f"unit {revision}") for revision in revisions]
+
+
+GOOD: list[tuple[Any, ...]] = [(3, 3, "e"), (3, 5, "e", units(4, 5)), (5, 5, "e"), (5, 6, "e", units(6))]
 
 
 def test_ranges_that_join_up_are_accepted() -> None:
@@ -27,36 +32,58 @@ def test_ranges_that_join_up_are_accepted() -> None:
     assert (verifier.epoch, verifier.revision) == ("e", 6)
 
 
-LIES = {
-    "a gap between messages": (7, 8, "e", [8]),
-    "a message twice": (5, 6, "e", [6]),
-    "a unit missing inside": (6, 8, "e", [8]),
-    "a unit missing at the end": (6, 8, "e", [7]),
-    "no units where there must be some": (6, 8, "e"),
-    "a unit twice": (6, 8, "e", [7, 7, 8]),
-    "units out of order": (6, 8, "e", [8, 7]),
-    "a unit beyond the range": (6, 7, "e", [7, 8]),
-    "a range that runs backwards": (6, 5, "e", []),
-    "another epoch": (6, 7, "f", [7]),
+LIES: dict[str, tuple[Check, tuple[Any, ...]]] = {
+    "a gap between messages": ("dense", (7, 8, "e", units(8))),
+    "a message twice": ("dense", (5, 6, "e", units(6))),
+    "a unit missing inside": ("dense", (6, 8, "e", units(8))),
+    "a unit missing at the end": ("dense", (6, 8, "e", units(7))),
+    "no units where there must be some": ("dense", (6, 8, "e")),
+    "a range that runs backwards": ("dense", (6, 5, "e", [])),
+    "another epoch": ("dense", (6, 7, "f", units(7))),
+    "a unit twice": ("unique", (6, 8, "e", units(7, 7, 8))),
+    "the last unit again": ("unique", (6, 8, "e", units(6, 7, 8))),
+    "a unit in two pieces": ("atomic", (6, 8, "e", [*units(7), (7, "the rest of unit 7"), *units(8)])),
+    "units out of order": ("ordered", (6, 8, "e", units(8, 7))),
+    "a unit from before": ("ordered", (6, 8, "e", units(4, 7, 8))),
+    "a unit beyond the range": ("bookmarkable", (6, 7, "e", units(7, 8))),
 }
 
 
-@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
-def test_every_lie_is_found_and_moves_nothing(lie: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(("check", "lie"), LIES.values(), ids=LIES)
+def test_every_lie_is_found_by_its_name_and_moves_nothing(check: Check, lie: tuple[Any, ...]) -> None:
     verifier = RangeVerifier(dense=True)
     for message in GOOD:
         verifier.observe(*message)
-    with pytest.raises(FeedViolation):
+    with pytest.raises(FeedViolation) as raised:
         verifier.observe(*lie)
+    assert raised.value.check == check
     assert verifier.revision == 6
+
+
+def test_a_late_unit_is_found_although_ranges_join_up() -> None:
+    verifier = RangeVerifier(dense=False)
+    verifier.observe(0, 5, "e")
+    with pytest.raises(FeedViolation) as raised:
+        verifier.observe(5, 6, "e", units(4))
+    assert raised.value.check == "bookmarkable"
+
+
+def test_a_connection_that_does_not_go_on_where_the_last_one_was_cut_is_not_resumed() -> None:
+    position = Position(Start(after_revision=3, epoch="e"), dense=True)
+    position.take(Seen(3, 5, "e", units(4, 5)))
+    assert position.resume() == Start(after_revision=5, epoch="e")
+    for wrong in (Seen(4, 6, "e", units(5, 6)), Seen(6, 7, "e", units(7)), Seen(5, 6, "f", units(6))):
+        with pytest.raises(FeedViolation) as raised:
+            position.take(wrong)
+        assert raised.value.check == "resumable"
 
 
 def test_a_filtered_feed_may_leave_revisions_out_but_not_ranges() -> None:
     verifier = RangeVerifier(dense=False)
-    for message in ((0, 5, "e", [3]), (5, 9, "e"), (9, 12, "e", [10, 12])):
+    for message in ((0, 5, "e", units(3)), (5, 9, "e"), (9, 12, "e", units(10, 12))):
         verifier.observe(*message)
     with pytest.raises(FeedViolation):
-        verifier.observe(13, 14, "e", [14])
+        verifier.observe(13, 14, "e", units(14))
 
 
 def summary(*entities: tuple[str, int]) -> tuple[int, str]:
@@ -86,7 +113,7 @@ def test_a_broken_snapshot_goes_on_by_token_and_its_tail_by_revision() -> None:
     position.take(Seen(7, 7, "e", page=[("b", 1)], resume_token="two"))  # noqa: S106  (no password)
     position.take(Seen(7, 7, "e", summary=summary(("a", 1), ("b", 1))))
     assert position.start.query() == [("after_revision", "7"), ("epoch", "e")]
-    position.take(Seen(7, 9, "e", units=[8, 9]))
+    position.take(Seen(7, 9, "e", units=units(8, 9)))
     assert position.start == Start(after_revision=9, epoch="e")
 
 
@@ -118,7 +145,7 @@ def test_an_end_before_the_first_message_leaves_nothing_to_join_up_with(start: S
     else:
         position.take(Seen(7, 7, "e"))
     with pytest.raises(FeedViolation):
-        position.take(Seen(8, 9, "e", units=[9]))
+        position.take(Seen(8, 9, "e", units=units(9)))
 
 
 def test_a_position_survives_an_end_before_the_first_message() -> None:
@@ -126,7 +153,7 @@ def test_a_position_survives_an_end_before_the_first_message() -> None:
     with pytest.raises(ApiError, match="DRAINING"):
         position.take(Seen(3, 3, "e", end=Ending("DRAINING", "")))
     with pytest.raises(FeedViolation):
-        position.take(Seen(4, 5, "e", units=[5]))
+        position.take(Seen(4, 5, "e", units=units(5)))
 
 
 async def test_the_id_of_an_event_is_known_before_its_message_is_given_away() -> None:
@@ -149,7 +176,7 @@ async def test_the_id_of_an_event_is_known_before_its_message_is_given_away() ->
 def test_json_messages_say_the_same_about_themselves() -> None:
     unit = {"revision": "8", "changes": []}
     message = {"afterRevision": "7", "revision": "8", "epoch": "e", "units": {"units": [unit]}}
-    assert look(message) == Seen(7, 8, "e", units=[8])
+    assert look(message) == Seen(7, 8, "e", units=[(8, unit)])
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])

@@ -1,0 +1,172 @@
+"""What was written and what each reader saw, recorded so that it can be judged afterwards. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from strandline.entity.v1 import entity_pb2
+from strandline.stream.v1 import feed_pb2
+
+from strandline_client.json_data import json_of
+from strandline_client.position import Start
+
+Json: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What happened to *name*, an entity or a type. Contents are JSON; None: there is none."""
+
+    kind: str
+    name: str
+    data: Json | None = None
+    previous: Json | None = None
+
+    @property
+    def type_id(self) -> str:
+        """From ``namespaces/{namespace}/types/{type}[/entities/{entity}]``."""
+        return self.name.split("/", 4)[3]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Everything that was committed at one revision."""
+
+    revision: int
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PagedEntity:
+    """An entity in a page of a snapshot."""
+
+    name: str
+    revision: int
+    data: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message as it came. Exactly one of the last five is not None."""
+
+    after: int
+    revision: int
+    epoch: str
+    units: tuple[Unit, ...] | None = None
+    page: tuple[PagedEntity, ...] | None = None
+    summary: tuple[int, str] | None = None
+    head: int | None = None
+    end: str | None = None
+
+
+@dataclass
+class Session:
+    """One connection, and what came over it until it broke."""
+
+    start: Start
+    messages: list[Message] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a reader asked for; *matches* is its filter, None: everything. *previous*: whether it wanted that."""
+
+    types: frozenset[str] = frozenset()
+    matches: Callable[[Json], bool] | None = None
+    previous: bool = True
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether every revision concerns this reader."""
+        return not self.types and self.matches is None
+
+
+@dataclass
+class Recording:
+    """One reader's feed from its first start on: the sessions after the first resume it."""
+
+    reader: str
+    selection: Selection = field(default_factory=Selection)
+    sessions: list[Session] = field(default_factory=list)
+
+    def connected(self, start: Start) -> None:
+        """A connection was opened."""
+        self.sessions.append(Session(start))
+
+    def received(self, message: Message) -> None:
+        """A message came over the last connection."""
+        self.sessions[-1].messages.append(message)
+
+    @property
+    def messages(self) -> Iterable[Message]:
+        """All that came, over whatever connections."""
+        return (message for session in self.sessions for message in session.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """What a writer was told: the revision, and what each name has held since then (None: deleted)."""
+
+    revision: int
+    contents: Mapping[str, Json | None]
+
+
+def message_of_protobuf(message: feed_pb2.WatchResponse) -> Message:
+    """A message that came over gRPC."""
+    position = (message.after_revision, message.revision, message.epoch)
+    match message.WhichOneof("body"):
+        case "units":
+            return Message(*position, units=tuple(unit_of_protobuf(unit) for unit in message.units.units))
+        case "snapshot_page":
+            entities = message.snapshot_page.entities
+            return Message(*position, page=tuple(PagedEntity(e.name, e.revision, json_of(e.data)) for e in entities))
+        case "snapshot_done":
+            return Message(*position, summary=(message.snapshot_done.count, message.snapshot_done.hash))
+        case "end":
+            return Message(*position, end=feed_pb2.End.Reason.Name(message.end.reason))
+        case _:
+            return Message(*position, head=message.progress.head_revision)
+
+
+def unit_of_protobuf(unit: feed_pb2.Unit) -> Unit:
+    """A unit that came over gRPC."""
+    return Unit(unit.revision, tuple(_change_of_protobuf(change) for change in unit.changes))
+
+
+def _change_of_protobuf(change: feed_pb2.Change) -> Change:
+    name = change.entity.name or change.previous.name or change.type.name or change.previous_type.name
+    return Change(feed_pb2.Change.Kind.Name(change.kind), name, _data(change.entity), _data(change.previous))
+
+
+def _data(entity: entity_pb2.Entity) -> Json | None:
+    return json_of(entity.data) if entity.HasField("data") else None
+
+
+def message_of_json(message: Mapping[str, Any]) -> Message:
+    """A message that came over HTTP, or a line of a file of such messages."""
+    position = (int(message["afterRevision"]), int(message["revision"]), str(message["epoch"]))
+    if "units" in message:
+        return Message(*position, units=tuple(unit_of_json(unit) for unit in message["units"]["units"]))
+    if "snapshotPage" in message:
+        entities: Sequence[Mapping[str, Any]] = message["snapshotPage"]["entities"]
+        return Message(*position, page=tuple(PagedEntity(e["name"], int(e["revision"]), e["data"]) for e in entities))
+    if "snapshotDone" in message:
+        done = message["snapshotDone"]
+        return Message(*position, summary=(int(done["count"]), done["hash"]))
+    if "end" in message:
+        return Message(*position, end=message["end"]["reason"])
+    return Message(*position, head=int(message["progress"]["headRevision"]))
+
+
+def unit_of_json(unit: Mapping[str, Any]) -> Unit:
+    """A unit that came over HTTP."""
+    return Unit(int(unit["revision"]), tuple(_change_of_json(change) for change in unit["changes"]))
+
+
+def _change_of_json(change: Mapping[str, Any]) -> Change:
+    subjects = (change.get(key) for key in ("entity", "previous", "type", "previousType"))
+    name = next(subject["name"] for subject in subjects if subject)
+    data, previous = (change.get(key, {}).get("data") for key in ("entity", "previous"))
+    return Change(change["kind"], name, data, previous)
