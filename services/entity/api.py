@@ -17,7 +17,6 @@ from services.entity.history import History
 from services.entity.ledger import encode_answer
 from services.entity.limits import Confirmations, available_writes
 from services.entity.lists import Lister, Query
-from services.entity.masks import masked
 from services.entity.model import (
     EntityKey,
     check_entity_id,
@@ -32,7 +31,6 @@ from services.entity.mutations import (
     creation,
     given_expiry,
     only_operates,
-    parse_mask,
     parse_mutation,
     parse_update_mask,
     replacement,
@@ -47,6 +45,7 @@ from services.runtime.call import Call
 from services.runtime.errors import Error, NotFound, Violation, invalid_field
 from services.runtime.filters.paths import name_of
 from services.runtime.ids import uuid7
+from services.runtime.masks import masked, parse_mask
 from services.runtime.wire import JsonObject
 
 SERVICE: Final = "strandline.entity.v1.EntityService"

@@ -11,9 +11,8 @@ from services.entity.calls import answer_with, limited, namespace_of_call, time_
 from services.entity.exports import Exporter
 from services.entity.history import History, Moment
 from services.entity.limits import Confirmations
-from services.entity.masks import masked
 from services.entity.model import parse_entity_name, parse_namespace
-from services.entity.mutations import parse_mask, restoration
+from services.entity.mutations import restoration
 from services.entity.revision_diffs import Range, RevisionDiffs, check_range, encode_diff
 from services.entity.writes import Writer
 from services.runtime import wire
@@ -22,6 +21,7 @@ from services.runtime.changelog import PURGED
 from services.runtime.database import Row
 from services.runtime.errors import NotFound
 from services.runtime.filters.ast import Path
+from services.runtime.masks import masked, parse_mask
 
 SERVICE: Final = "strandline.entity.v1.HistoryService"
 

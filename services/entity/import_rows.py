@@ -11,8 +11,9 @@ from typing import Final, NamedTuple
 from services.entity import fast_json
 from services.entity.content import canonical
 from services.entity.model import EntityKey, check_entity_id, entity_name
-from services.entity.mutations import EVERYTHING, Kind, Mutation
+from services.entity.mutations import Kind, Mutation
 from services.runtime.errors import Error, InvalidArgument, invalid_field
+from services.runtime.masks import EVERYTHING
 from services.runtime.wire import JsonObject
 
 MAX_LINES: Final = 2000

@@ -15,7 +15,7 @@ from services.entity.decisions import Effect, Outcome, Prepared, Stale, decide
 from services.entity.index_keys import encode, id_in
 from services.entity.limits import UNLIMITED, Confirmations, Counters, Delta, Limits
 from services.entity.model import EntityKey, Reference, StoredEntity, entity_name, etag_of, last_changed_by
-from services.entity.mutations import EVERYTHING, Kind, Mutation
+from services.entity.mutations import Kind, Mutation
 from services.entity.preconditions import Precondition
 from services.entity.purge_changes import Purge, PurgeRound
 from services.entity.store import EntityRow
@@ -25,6 +25,7 @@ from services.runtime.changelog import DELETED, UPDATED
 from services.runtime.committer import Decision, Stamp, TooMuch, Unit
 from services.runtime.database import Row, Statement
 from services.runtime.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
+from services.runtime.masks import EVERYTHING
 from services.runtime.rpc import status_of_error
 
 

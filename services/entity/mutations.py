@@ -6,11 +6,10 @@ What is refused here can never work, whatever the state of the namespace.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from strandline.entity.v1 import entity_pb2, entity_service_pb2
 
@@ -22,12 +21,8 @@ from services.entity.preconditions import Precondition
 from services.runtime import wire
 from services.runtime.errors import invalid_field
 from services.runtime.filters.ast import Path
-from services.runtime.filters.paths import PATH_PATTERN, parse_path
+from services.runtime.masks import EVERYTHING, parse_mask
 from services.runtime.wire import JsonObject
-
-_PATH: Final = re.compile(PATH_PATTERN, re.DOTALL)
-EVERYTHING: Final[tuple[Path, ...]] = ((),)
-"""The mask that replaces all content."""
 
 
 class Kind(IntEnum):
@@ -205,29 +200,6 @@ def _content(message: Any, field: str) -> tuple[JsonObject, str]:
     if form == "data":
         return wire.decode_struct(message.data, f"{field}.data"), f"{field}.data"
     raise invalid_field(field, "needs data or data_json")
-
-
-def parse_mask(mask: Sequence[str], field: str) -> tuple[Path, ...]:
-    """Paths inside ``data``; ``*`` and ``data`` are everything.
-
-    Raises:
-        InvalidArgument: ``INVALID_FIELD`` for *field*.
-    """
-    if not mask:
-        return ()
-    if "*" in mask or "data" in mask:
-        if len(mask) > 1:
-            raise invalid_field(field, "* stands alone")
-        return EVERYTHING
-    for text in mask:
-        if not _PATH.fullmatch(text):
-            raise invalid_field(field, f"expected data.<name>, found {text[:100]!r}{no_commas(text)}")
-    return tuple(parse_path(text, field=field) for text in mask)
-
-
-def no_commas(text: str) -> str:
-    """What to add to the refusal of *text* in a mask, if it looks like several fields in one."""
-    return "; a mask takes no commas: repeat the parameter for each field" if "," in text else ""
 
 
 class UpdateMask(NamedTuple):

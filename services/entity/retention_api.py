@@ -11,12 +11,12 @@ from strandline.entity.v1 import retention_service_pb2 as pb
 
 from services.entity import retention_store
 from services.entity.calls import namespace_of_call
-from services.entity.mutations import no_commas
 from services.entity.retention import Retention, choose, read_retention
 from services.entity.retention_store import DEFAULT_AGE, LEASE_FACTOR, MAX_AGE, MIN_AGE, Policy
 from services.runtime.call import Call
 from services.runtime.database import Database
 from services.runtime.errors import invalid_field
+from services.runtime.masks import no_commas
 
 SERVICE: Final = "strandline.entity.v1.RetentionService"
 _FIELDS: Final = frozenset({"max_age", "max_revisions"})

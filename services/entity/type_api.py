@@ -21,7 +21,6 @@ from services.entity.index_keys import parse_index, parse_index_field, parse_pla
 from services.entity.ledger import EntityUnit
 from services.entity.long_running import OperationRunner
 from services.entity.model import MAX_ANSWER_BYTES, OnDelete, encode_type, parse_namespace, parse_type_name, type_name
-from services.entity.mutations import no_commas
 from services.entity.operation_store import OperationKey
 from services.entity.reads import current_head
 from services.entity.retention_store import Lease
@@ -34,6 +33,7 @@ from services.runtime.committer import Committer
 from services.runtime.database import Database, Row, pipeline
 from services.runtime.errors import Unavailable, invalid_field
 from services.runtime.ids import uuid7
+from services.runtime.masks import no_commas
 from services.runtime.page_tokens import binding_of, open_token, page_size, seal
 from services.runtime.wire import JsonObject
 

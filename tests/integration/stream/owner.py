@@ -21,7 +21,7 @@ from services.entity.catalog import Catalog
 from services.entity.ledger import EntityLedger, EntityUnit
 from services.entity.limits import Confirmations
 from services.entity.model import EntityKey, EntityType, entity_name
-from services.entity.mutations import EVERYTHING, Kind, Mutation, replacement
+from services.entity.mutations import Kind, Mutation, replacement
 from services.entity.snapshots import SnapshotReader
 from services.entity.type_store import put_type
 from services.entity.writes import Writer, Writing
@@ -31,6 +31,7 @@ from services.runtime.call import Call, Namespace
 from services.runtime.committer import Committer
 from services.runtime.database import Database, Statement
 from services.runtime.log_service import NAME, LogHandlers, Uncut
+from services.runtime.masks import EVERYTHING
 from services.runtime.rpc import Method, generic_handler
 from services.runtime.upstream import MESSAGE_OPTIONS
 

@@ -13,10 +13,11 @@ from services.entity.index_keys import parse_index
 from services.entity.list_queries import Position
 from services.entity.lists import decode_position, encode_position
 from services.entity.model import EntityType, Index, IndexState, encode_entity, encode_type
-from services.entity.mutations import EVERYTHING, Kind, Mutation, fingerprint, parse_mask
+from services.entity.mutations import Kind, Mutation, fingerprint
 from services.entity.schemas import field_types
 from services.runtime import wire
 from services.runtime.errors import InvalidArgument
+from services.runtime.masks import EVERYTHING, parse_mask
 
 NOW = datetime(2026, 3, 1, 12, 30, 15, 123456, UTC)
 
