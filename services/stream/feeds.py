@@ -65,7 +65,13 @@ class Feeds:
             raise InvalidArgument(
                 "START_REQUIRED", "say where to start: now, after_revision, snapshot, after_time or resume_token"
             )
-        selection = selection_of(list(request.types), request.filter)
+        selection = selection_of(
+            request.types,
+            request.filter,
+            ids=request.ids,
+            read_mask=request.read_mask,
+            include_previous=request.include_previous if request.HasField("include_previous") else True,
+        )
         hub, head = await self._hubs.attach(namespace)
         OPEN.inc()
         self._open += 1
@@ -82,6 +88,8 @@ class Feeds:
                 selection=selection,
                 start=start,
                 tokens=self._tokens,
+                once=request.once,
+                progress_seconds=request.progress_interval.ToNanoseconds() / 1e9,
             )
         finally:
             OPEN.dec()

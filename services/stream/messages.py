@@ -10,6 +10,7 @@ from strandline.stream.v1 import feed_pb2
 
 from services.runtime import wire
 from services.stream.render import render_json
+from services.stream.views import UnitView
 
 _KIND_PURGED = wire.integer(1, feed_pb2.Change.PURGED)
 
@@ -77,9 +78,15 @@ class UnitsMessage(Message):
         return b'%b{"units":[%b]}}' % (position.encode(), units)
 
     @cached_property
-    def parsed(self) -> list[feed_pb2.Unit]:
+    def views(self) -> list[UnitView]:
         """The units, for those who filter: parsed once for all of them."""
-        return [feed_pb2.Unit.FromString(unit.body) for unit in self.units]
+        return [UnitView(unit.body) for unit in self.units]
+
+    def up_to(self, revision: int) -> UnitsMessage:
+        """The part of a dense run that ends at *revision*, or all of it."""
+        if self.revision <= revision:
+            return self
+        return UnitsMessage(self.epoch, self.after, revision, self.units[: revision - self.after])
 
 
 class OtherMessage(Message):

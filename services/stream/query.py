@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from strandline.stream.v1.stream_service_pb2 import WatchRequest
 
@@ -14,10 +15,11 @@ from services.runtime.errors import InvalidArgument, Violation, invalid_field
 _INT64 = re.compile(r"-?[0-9]{1,19}")
 _EVENT_ID = re.compile(r"([0-9a-f]{8})\.([0-9]{1,19})")
 _STARTS = frozenset(field.name for field in WatchRequest.DESCRIPTOR.oneofs_by_name["start"].fields)
+_REPEATED = frozenset(field.name for field in WatchRequest.DESCRIPTOR.fields if field.is_repeated)
 
 
 def parse_watch(namespace: str, query: Iterable[tuple[str, str]], last_event_id: str) -> WatchRequest:
-    """The request that the URL asks for. Names may be in camelCase or snake_case; ``types`` may be repeated.
+    """The request that the URL asks for. Names may be in camelCase or snake_case; a list is its name repeated.
 
     Raises:
         InvalidArgument: UNKNOWN_FIELD, or INVALID_FIELD for a value that does not parse, a name given twice, or two
@@ -30,8 +32,8 @@ def parse_watch(namespace: str, query: Iterable[tuple[str, str]], last_event_id:
         if name is None:
             message = f"there is no parameter {key[:100]!r}"
             raise InvalidArgument("UNKNOWN_FIELD", message, violations=[Violation(key[:100], "is not known")])
-        if name == "types":
-            request.types.append(value)
+        if name in _REPEATED:
+            getattr(request, name).append(value)
             continue
         if name in seen:
             raise invalid_field(name, "is given twice")
@@ -80,6 +82,15 @@ def _parse_time(request: WatchRequest, name: str, value: str) -> None:
     getattr(request, name).CopyFrom(moment)
 
 
+def _parse_duration(request: WatchRequest, name: str, value: str) -> None:
+    duration = Duration()
+    try:
+        duration.FromJsonString(value)
+    except ValueError:
+        raise invalid_field(name, "must be a duration like 2.5s") from None
+    getattr(request, name).CopyFrom(duration)
+
+
 def _parse_text(request: WatchRequest, name: str, value: str) -> None:
     setattr(request, name, value)
 
@@ -92,6 +103,9 @@ _PARSERS: dict[str, Callable[[WatchRequest, str, str], Any]] = {
     "resume_token": _parse_text,
     "epoch": _parse_text,
     "filter": _parse_text,
+    "include_previous": _parse_boolean,
+    "once": _parse_boolean,
+    "progress_interval": _parse_duration,
 }
 _NAMES = {
     spelling: field.name

@@ -52,6 +52,7 @@ class Walk:
         for raw in page.entities:
             last = entity_pb2.Entity.FromString(raw)
             if selection.matches(last):
+                selection.show(last)
                 kept.append(last)
                 digest = hashlib.sha256(f"{last.name} {last.revision}".encode()).digest()
                 self.total = (self.total + int.from_bytes(digest)) % _MODULUS
@@ -82,13 +83,13 @@ class ResumeTokens:
         """The walk to go on with.
 
         Raises:
-            InvalidArgument: INVALID_FIELD, not a token of this namespace, types and filter.
+            InvalidArgument: INVALID_FIELD, not a token of this namespace and selection.
             OutOfRange: SNAPSHOT_EXPIRED, older than 10 minutes.
         """
         try:
             position = open_token(self.key, _binding(namespace, selection), token)
         except InvalidArgument:
-            raise invalid_field("resume_token", "was not issued for this namespace, types and filter") from None
+            raise invalid_field("resume_token", "was not issued for this namespace and selection") from None
         epoch, revision, type_id, entity_id, count, total, issued = orjson.loads(position)
         if time.time() > issued + LIFETIME_SECONDS:
             raise OutOfRange("SNAPSHOT_EXPIRED", "the snapshot was left for too long; start again")
@@ -96,4 +97,4 @@ class ResumeTokens:
 
 
 def _binding(namespace: str, selection: Selection) -> bytes:
-    return binding_of("snapshot", namespace, selection.filter, *sorted(selection.types))
+    return binding_of("snapshot", namespace, selection.text)

@@ -38,7 +38,7 @@ def test_units_after_a_gap_are_refused_and_known_ones_skipped(hub: Hub) -> None:
     assert hub.append(10, bodies(10, 11))
     batch = hub.batch(10)
     assert batch is not None
-    assert [unit.revision for unit in batch.parsed] == [11, 12, 13]
+    assert [view.unit.revision for view in batch.views] == [11, 12, 13]
 
 
 def test_the_ring_is_bounded_in_units_and_in_bytes(hub: Hub) -> None:
@@ -85,7 +85,7 @@ def test_any_order_of_overlapping_pieces_and_any_pace_of_reading_gives_the_same_
             assert hub.append(after, bodies(after, to)) == (after <= hub.position) or hub.position >= to
             for name in cursors:
                 if chance.random() < 0.5 and cursors[name] >= hub.floor and (batch := hub.batch(cursors[name])):
-                    seen[name] += [unit.revision for unit in batch.parsed]
+                    seen[name] += [view.unit.revision for view in batch.views]
                     cursors[name] = batch.revision
         for name, revisions in seen.items():
             assert revisions == list(range(1, cursors[name] + 1))
@@ -114,7 +114,7 @@ def test_a_purge_drops_what_came_before_it_from_the_ring(hub: Hub) -> None:
     assert (hub.floor, hub.position) == (14, 17)
     batch = hub.batch(14)
     assert batch is not None
-    assert [unit.revision for unit in batch.parsed] == [15, 16, 17]
+    assert [view.unit.revision for view in batch.views] == [15, 16, 17]
     hub.append(17, bodies(17, 100))
     assert hub.floor == 50, "what is left is counted as before"
 

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 from strandline.entity.v1 import entity_pb2
 from strandline.stream.v1 import feed_pb2
 
@@ -34,7 +35,8 @@ def select(selection: Selection, *changes: feed_pb2.Change) -> list[feed_pb2.Cha
     kept = selection.of_units(batch, 3)
     if kept is None:
         return []
-    (made,) = kept.parsed
+    (view,) = kept.views
+    made = view.unit
     assert (made.revision, made.actor, made.request_id) == (8, "ann", "r")
     assert (kept.after, kept.revision) == (7 if selection.is_everything else 3, 8)
     return list(made.changes)
@@ -94,10 +96,21 @@ def test_a_unit_that_matches_as_a_whole_is_not_encoded_again() -> None:
 
 
 def test_a_selection_that_makes_no_sense_is_refused() -> None:
-    for types, filter in ((["Ship"], ""), ([""], ""), ([], "data.n >")):
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("types[0]", {"types": ["Ship"]}),
+        ("types[0]", {"types": [""]}),
+        ("filter", {"filter": "data.n >"}),
+        ("ids[1]", {"ids": ["buoy/a", "buoy"]}),
+        ("ids[0]", {"ids": ["namespaces/tides/types/buoy/entities/a"]}),
+        ("types", {"types": ["buoy"], "ids": ["buoy/a"]}),
+        ("read_mask", {"read_mask": ["country"]}),
+        ("read_mask", {"read_mask": ["data.a,data.b"]}),
+    ]
+    for field, request in wrong:
         with pytest.raises(InvalidArgument) as raised:
-            selection_of(types, filter)
+            selection_of(**{"types": [], "filter": "", **request})
         assert raised.value.reason == "INVALID_FIELD"
+        assert raised.value.violations[0].field == field
 
 
 def test_a_feed_without_a_filter_does_not_wait_for_the_parser() -> None:
@@ -117,3 +130,48 @@ def test_a_filter_may_name_the_entitys_own_fields() -> None:
     assert select(selection_of([], "name = '*/a' AND revision > 7 AND create_time < 2026-01-31T13:00:01+01:00"), change)
     assert select(selection_of([], "-delete_time:* -expire_time > 1970-01-01T00:00:00Z"), change)
     assert not select(selection_of([], "revision > 8 OR delete_time:*"), change)
+
+
+def test_ids_name_entities_and_with_them_their_types() -> None:
+    selection = selection_of([], "", ids=["buoy/a", "ship/b"])
+    assert selection.types == {"buoy", "ship"}
+    inside, outside = (
+        Change(kind=Change.CREATED, entity=entity_pb2.Entity(name=f"namespaces/tides/types/{place}"))
+        for place in ("buoy/entities/a", "buoy/entities/b")
+    )
+    schema = Change(kind=Change.SCHEMA_CHANGED, type=entity_pb2.EntityType(name="namespaces/tides/types/ship"))
+    other = Change(kind=Change.SCHEMA_CHANGED, type=entity_pb2.EntityType(name="namespaces/tides/types/whale"))
+    assert select(selection, inside, outside, schema, other) == [inside, schema]
+
+
+def test_what_was_not_asked_for_is_left_out_of_the_entity_and_of_what_it_was() -> None:
+    change = Change(kind=Change.UPDATED, entity=entity(IN), previous=entity(IN))
+    for shown in (change.entity, change.previous):
+        shown.data.update({"country": "CH", "port": {"size": 7, "depth": 3}})
+        shown.etag, shown.revision = '"7"', 7
+    (kept,) = select(selection_of([], "data.n > 10", read_mask=["data.country", "data.port.size"]), change)
+    assert dict(kept.entity.data) == dict(kept.previous.data)
+    assert json_format.MessageToDict(kept.entity)["data"] == {"country": "CH", "port": {"size": 7}}
+    assert (kept.entity.name, kept.entity.etag, kept.entity.revision) == (change.entity.name, '"7"', 7)
+    (kept,) = select(selection_of([], "", include_previous=False), change)
+    assert kept == Change(kind=Change.UPDATED, entity=change.entity)
+    assert selection_of([], "", read_mask=["*"]).is_everything
+
+
+def test_a_mask_gives_a_purged_entity_no_content() -> None:
+    purged = Change(kind=Change.PURGED, entity=entity(BLANKED))
+    assert select(selection_of([], "", read_mask=["data.n"]), purged) == [purged]
+
+
+def test_selections_are_equal_when_they_ask_for_the_same() -> None:
+    assert selection_of(["b", "a"], "data.n = 1") == selection_of(["a", "b", "a"], "data.n = 1")
+    one = selection_of([], "data.n = 1", ids=["a/b"], read_mask=["data.x", "data.y"])
+    assert one == selection_of([], "data.n = 1", ids=["a/b"], read_mask=["data.y", "data.x", "data.y"])
+    others = [
+        selection_of(["a"], "data.n = 1", read_mask=["data.x", "data.y"]),
+        selection_of([], "data.n = 2", ids=["a/b"], read_mask=["data.x", "data.y"]),
+        selection_of([], "data.n = 1", ids=["a/c"], read_mask=["data.x", "data.y"]),
+        selection_of([], "data.n = 1", ids=["a/b"], read_mask=["data.x"]),
+        selection_of([], "data.n = 1", ids=["a/b"], read_mask=["data.x", "data.y"], include_previous=False),
+    ]
+    assert len({one.text, *(other.text for other in others)}) == len({one, *others}) == 6
