@@ -21,6 +21,9 @@ lint: install
 bench: install
 	$(BIN)/python -m benchmarks
 
+bench-peers: install
+	$(BIN)/python -m benchmarks.peers
+
 # The dependencies, when the lock is newer than the environment; then the project and its stubs, when a proto is.
 install: .venv/installed .venv/stubs
 
@@ -45,5 +48,5 @@ lock:
 baseline: install
 	$(BIN)/buf build $(DESCRIPTORS) --path strandline --exclude-source-info --output protos/baseline.json
 
-.PHONY: up test lint bench install stubs lock baseline
+.PHONY: up test lint bench bench-peers install stubs lock baseline
 DESCRIPTORS = $(shell $(BIN)/python -c 'from pathlib import Path; import strandline.rpc; print(Path(list(strandline.rpc.__path__)[0]).parent / "descriptors.binpb")')

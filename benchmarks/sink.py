@@ -47,8 +47,8 @@ def http_hello(path: str, token: str) -> Hello:
     return Hello(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\r\n".encode())
 
 
-def grpc_hello(method: str, message: bytes, token: str) -> Hello:
-    """A server-streaming gRPC call whose flow control never stops the server."""
+def grpc_hello(method: str, message: bytes, token: str, *, half_close: bool = True) -> Hello:
+    """A gRPC call with one message from the client, whose flow control never stops the server."""
     headers = {
         ":method": "POST",
         ":scheme": "http",
@@ -56,7 +56,7 @@ def grpc_hello(method: str, message: bytes, token: str) -> Hello:
         ":authority": "localhost",
         "te": "trailers",
         "content-type": "application/grpc",
-        "authorization": f"Bearer {token}",
+        **({"authorization": f"Bearer {token}"} if token else {}),
     }
     window = struct.pack(">HI", 4, _LARGEST_WINDOW)
     return Hello(
@@ -64,7 +64,7 @@ def grpc_hello(method: str, message: bytes, token: str) -> Hello:
         + _frame(_SETTINGS, 0, 0, window)
         + _frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", _LARGEST_WINDOW - 65_535))
         + _frame(_HEADERS, _END_HEADERS, 1, b"".join(_literal(name, value) for name, value in headers.items()))
-        + _frame(_DATA, _END_STREAM, 1, b"\0" + struct.pack(">I", len(message)) + message),
+        + _frame(_DATA, _END_STREAM if half_close else 0, 1, b"\0" + struct.pack(">I", len(message)) + message),
         reply=_frame(_SETTINGS, _ACK, 0, b""),
     )
 
