@@ -21,19 +21,19 @@ from services.entity import import_store, store, type_store
 from services.entity.catalog import missing_type
 from services.entity.decisions import Made
 from services.entity.diffs import differences
+from services.entity.import_finish import METHOD, Finisher, limits_of, wrong_offset
 from services.entity.import_rows import Mode, Row, RowReader
-from services.entity.import_store import Counts, ImportKey, Missing, Rejection, State, StoredImport, TakenChunk
-from services.entity.limits import GUARD_FLOOR, GUARD_SHARE, Confirmations, Limits
-from services.entity.model import EntityKey, entity_name, etag_of
-from services.entity.mutations import Kind, Mutation
+from services.entity.import_store import Counts, ImportKey, Rejection, State, StoredImport, TakenChunk
+from services.entity.limits import Confirmations
+from services.entity.model import EntityKey, entity_name
+from services.entity.mutations import Mutation
 from services.entity.reads import current_head
 from services.entity.revision_diffs import encode_change
 from services.entity.writes import Writer, Writing, Written
 from services.runtime.call import Namespace
 from services.runtime.changelog import select_head
-from services.runtime.database import Database, Statement, pipeline
+from services.runtime.database import Database
 from services.runtime.errors import (
-    Aborted,
     AlreadyExists,
     Error,
     FailedPrecondition,
@@ -44,24 +44,18 @@ from services.runtime.errors import (
 )
 from services.runtime.rpc import status_of_error
 
-METHOD: Final = "ImportEntities"
 MAX_AHEAD: Final = 20_000
 """Lines between the import's offset and a chunk that waits for its turn."""
 MAX_WAITING: Final = 16
 """Chunks of one import that wait in a process."""
 WAIT_SECONDS: Final = 8.0
 LOOK_SECONDS: Final = 0.2
-FINISH_SECONDS: Final = 2.0
-"""How long one call compares and deletes."""
-WALKED_AT_ONCE: Final = 5000
 COMPARED_AT_ONCE: Final = 50
 """Entities of up to 256 KiB that a dry run compares with their rows."""
 MAX_CHANGES_BYTES: Final = 2**20
-DELETED_AT_ONCE: Final = 500
 SHOWN_MISSING: Final = 1000
 _MAX_STATUS: Final = 1400
 """Bytes of a rejection: 2,000 of them fit one answer."""
-_REJECTED: Final = (InvalidArgument, NotFound, AlreadyExists)
 _BLANK: Final = InvalidArgument("ROW_INVALID", "blank")
 
 
@@ -114,14 +108,6 @@ class _Run:
     finishing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class _Guarded(NamedTuple):
-    """Types with missing entities, those of them that no row named, and how many may be missing unconfirmed."""
-
-    affected: list[str]
-    emptied: list[str]
-    limit: int
-
-
 class Seen(NamedTuple):
     """An import and the namespace's revision; the names of some missing entities; and, if it is a dry run that is
     finished, whether the real one would need to be confirmed."""
@@ -147,6 +133,7 @@ class Importer:
         self._database = database
         self._writer = writer
         self._confirmations = confirmations
+        self._finisher = Finisher(database, writer, confirmations)
         self._runs: dict[ImportKey, _Run] = {}
 
     async def take(self, namespace: Namespace, actor: str, chunk: Chunk) -> Answer:
@@ -164,7 +151,7 @@ class Importer:
             answer = await self._take(run, key, namespace, actor, chunk, rows, lines)
             if chunk.finish:
                 async with run.finishing:
-                    state = await self._finish(key, namespace, actor, chunk, chunk.offset + lines)
+                    state = await self._finisher.finish(key, namespace, actor, chunk.offset + lines)
                 answer = answer._replace(state=state)
             return answer
         finally:
@@ -189,11 +176,7 @@ class Importer:
         if state is None:
             raise NotFound("NOT_FOUND", f"there is no import {import_id}")
         names = [entity_name(namespace.id, EntityKey(type_id, entity_id)) for type_id, entity_id, _ in missing]
-        needs_confirmation = (
-            state.dry_run
-            and (state.mode, state.state) == (Mode.REPLACE_SET, State.FINISHED)
-            and await self._guarded(key, namespace, state) is not None
-        )
+        needs_confirmation = await self._finisher.needs_confirmation(key, namespace, state)
         return Seen(state, current_head(namespace, head_rows).revision, names, needs_confirmation)
 
     async def rejections(self, namespace: Namespace, import_id: str, after_line: int, limit: int) -> list[Rejection]:
@@ -214,7 +197,7 @@ class Importer:
         if known.state is None and chunk.offset == 0:
             known = await self._begin(key, namespace, actor, chunk)
         if known.state is None or (not lines and known.state.next_offset != chunk.offset):
-            raise _wrong_offset(known.state.next_offset if known.state else 0)
+            raise wrong_offset(known.state.next_offset if known.state else 0)
         if chunk.operation_id:
             known = await self._confirm(key, namespace, actor, chunk)
         assert known.state is not None
@@ -263,43 +246,14 @@ class Importer:
             if unknown := set(chunk.replaced_types) - {row[0] for row in rows}:
                 raise missing_type(min(unknown))
         begin = import_store.begin_import(key, actor, chunk.mode, chunk.dry_run, chunk.replaced_types)
-        await self._in_transaction(namespace, begin)
+        await self._database.write(namespace.id, begin)
         return await self._known(key, namespace, actor, chunk)
 
     async def _confirm(self, key: ImportKey, namespace: Namespace, actor: str, chunk: Chunk) -> _Known:
         """Keep what the call confirms: it holds for the whole import, however long that takes."""
         types = self._confirmations.confirmed(namespace, actor, chunk.operation_id)
-        await self._in_transaction(namespace, import_store.confirm(key, sorted(types)))
+        await self._database.write(namespace.id, import_store.confirm(key, sorted(types)))
         return await self._known(key, namespace, actor, chunk)
-
-    async def _guarded(self, key: ImportKey, namespace: Namespace, state: StoredImport) -> _Guarded | None:
-        """What must be confirmed before the missing are deleted: a great part of what there is, or all of a type that
-        no row named. None if nothing must."""
-        types = state.replaced_types or state.named_types
-        if not namespace.mass_change_guard or set(types) <= set(state.confirmed_types):
-            return None
-        (rows,) = await self._database.read(namespace.id, import_store.select_missing_types(key, types))
-        affected = [str(type_id) for (type_id,) in rows]
-        emptied = [type_id for type_id in affected if type_id not in state.named_types]
-        limit = max(GUARD_FLOOR, int(state.compared * GUARD_SHARE))
-        return _Guarded(affected, emptied, limit) if emptied or state.missing > limit else None
-
-    async def _check_guard(self, key: ImportKey, namespace: Namespace, actor: str, state: StoredImport) -> None:
-        """Refuse to delete what must be confirmed and was not; nothing is deleted yet."""
-        if (guarded := await self._guarded(key, namespace, state)) is None:
-            return
-        why = f"no row names any {' or '.join(guarded.emptied)}: " if guarded.emptied else ""
-        raise FailedPrecondition(
-            "MASS_CHANGE_REFUSED",
-            f"{why}the import would delete {state.missing} of {state.compared} entities, of "
-            f"{', '.join(guarded.affected)}; repeat it with confirm_operation_id if you mean it",
-            operation_id=self._confirmations.issue(
-                key.namespace, key.epoch, actor, state.replaced_types or state.named_types
-            ),
-            type=",".join(guarded.affected),
-            changed=str(state.missing),
-            limit="0" if guarded.emptied else str(guarded.limit),
-        )
 
     async def _await_turn(
         self, run: _Run, key: ImportKey, namespace: Namespace, actor: str, chunk: Chunk, known: _Known
@@ -315,7 +269,7 @@ class Importer:
                 return known
             out_of_reach = offset < run.recorded or offset - run.applied > MAX_AHEAD
             if out_of_reach or run.calls > MAX_WAITING or time.monotonic() > deadline:
-                raise _wrong_offset(run.recorded)
+                raise wrong_offset(run.recorded)
             moved = await _moved(run)
             if not moved or known.state is None or offset < run.recorded:
                 known = await self._known(key, namespace, actor, chunk)
@@ -335,7 +289,7 @@ class Importer:
         assert known.state is not None
         assert known.chunk is not None
         if known.chunk.lines != lines:
-            raise _wrong_offset(known.state.next_offset)
+            raise wrong_offset(known.state.next_offset)
         if known.chunk.digest != digest:
             raise _other_lines()
         if chunk.dry_run:
@@ -355,7 +309,7 @@ class Importer:
         asked: list[Mutation | Error] = [_BLANK] * lines
         for row in rows:
             asked[row.line - chunk.offset - 1] = row.mutation
-        limits = _limits(namespace, chunk.import_id, state)
+        limits = limits_of(namespace, chunk.import_id, state)
         writing = Writing(namespace, actor, METHOD, chunk.import_id, chunk.dry_run, limits, remembers_refusals=True)
         outcomes = await self._writer.batch(writing, asked, first=chunk.offset)
         told: list[Told] = []
@@ -430,106 +384,13 @@ class Importer:
             sum(not row.is_named for row in rows),
             [EntityKey(row.type, row.id) for row in named],
         )
-        *_, state_rows, chunk_rows = await self._in_transaction(
-            namespace, *statements, import_store.select_import(key), import_store.select_chunk(key, chunk.offset)
+        *_, state_rows, chunk_rows = await self._database.write(
+            namespace.id, *statements, import_store.select_import(key), import_store.select_chunk(key, chunk.offset)
         )
         state, recorded = import_store.import_of(state_rows), import_store.chunk_of(chunk_rows)
         if state is None or recorded is None or recorded.digest != taken.digest:
-            raise _wrong_offset(state.next_offset if state is not None else 0)
+            raise wrong_offset(state.next_offset if state is not None else 0)
         return state
-
-    async def _finish(self, key: ImportKey, namespace: Namespace, actor: str, chunk: Chunk, lines: int) -> StoredImport:
-        """Do what is left after *lines* lines, as far as one call is meant to go."""
-        deadline = time.monotonic() + FINISH_SECONDS
-        state = await self._state(key, namespace)
-        if state.next_offset != lines:
-            raise _wrong_offset(state.next_offset)
-        while state.state != State.FINISHED and time.monotonic() < deadline:
-            if state.state == State.RUNNING:
-                await self._end_rows(key, namespace, state)
-            elif state.state == State.COMPARING:
-                await self._compare(key, namespace, actor, state)
-            else:
-                await self._delete_missing(key, namespace, actor, state)
-            state = await self._state(key, namespace)
-        return state
-
-    async def _state(self, key: ImportKey, namespace: Namespace) -> StoredImport:
-        (rows,) = await self._database.read(namespace.id, import_store.select_import(key))
-        state = import_store.import_of(rows)
-        if state is None:
-            raise _wrong_offset(0)
-        return state
-
-    async def _end_rows(self, key: ImportKey, namespace: Namespace, state: StoredImport) -> None:
-        if state.mode == Mode.REPLACE_SET and state.unnamed:
-            raise FailedPrecondition(
-                "IMPORT_INCOMPLETE",
-                f"{state.unnamed} rows do not say which entity they are about, so what is missing is not known; mend "
-                "them and import again",
-                rejected=str(state.unnamed),
-            )
-        after = State.COMPARING if state.mode == Mode.REPLACE_SET else State.FINISHED
-        await self._in_transaction(namespace, import_store.change_state(key, State.RUNNING, after, state.next_offset))
-
-    async def _compare(self, key: ImportKey, namespace: Namespace, actor: str, state: StoredImport) -> None:
-        """Look at some live entities of the replaced types; behind the last one, decide whether to delete."""
-        types = [
-            type_id for type_id in sorted(state.replaced_types or state.named_types) if type_id >= state.compared_type
-        ]
-        place = (state.compared_type, state.compared_id)
-        for type_id in types:
-            (rows,) = await self._in_transaction(namespace, import_store.compare(key, type_id, place, WALKED_AT_ONCE))
-            if rows[0][0]:
-                return
-            place = (type_id, place[1] if place[0] == type_id else "")
-        if not state.dry_run:
-            await self._check_guard(key, namespace, actor, state)
-        after = State.FINISHED if state.dry_run else State.DELETING
-        await self._in_transaction(namespace, import_store.change_state(key, State.COMPARING, after, state.next_offset))
-
-    async def _delete_missing(self, key: ImportKey, namespace: Namespace, actor: str, state: StoredImport) -> None:
-        """Delete some of the missing entities. One that has changed since it was found is left alone."""
-        (rows,) = await self._database.read(namespace.id, import_store.select_missing(key, DELETED_AT_ONCE))
-        missing = [Missing(EntityKey(type_id, entity_id), revision) for type_id, entity_id, revision in rows]
-        if not missing:
-            await self._in_transaction(
-                namespace, import_store.change_state(key, State.DELETING, State.FINISHED, state.next_offset)
-            )
-            return
-        mutations = [
-            Mutation(Kind.DELETE, entity_name(namespace.id, item.key), item.key, "name", etag=etag_of(item.revision))
-            for item in missing
-        ]
-        # The first of them has the same number in every try, so that one that was deleted before a crash is counted.
-        limits = _limits(namespace, key.id, state)
-        writing = Writing(namespace, actor, METHOD, f"{key.id}.delete", limits=limits)
-        deleted = 0
-        for outcome in await self._writer.batch(writing, mutations, first=state.handled):
-            if isinstance(outcome, Written):
-                deleted += outcome.outcomes[0].made == Made.DELETED
-            elif not isinstance(outcome, (Aborted, NotFound)):
-                raise outcome
-        await self._in_transaction(
-            namespace, import_store.record_handled(key, state.handled, [item.key for item in missing], deleted)
-        )
-
-    async def _in_transaction(self, namespace: Namespace, *statements: Statement) -> list[list[tuple[object, ...]]]:
-        """The rows of *statements*, committed."""
-        async with self._database.connection() as connection:
-            try:
-                rows = await pipeline(
-                    connection,
-                    Statement("BEGIN"),
-                    Statement("SELECT set_config('app.namespace', %s, true)", (namespace.id,)),
-                    *statements,
-                    Statement("COMMIT"),
-                )
-            except BaseException:
-                if not connection.closed:
-                    await connection.rollback()
-                raise
-            return rows[2:-1]
 
 
 async def _moved(run: _Run) -> bool:
@@ -547,12 +408,6 @@ async def _tell(run: _Run) -> None:
         run.moved.notify_all()
 
 
-def _wrong_offset(next_offset: int) -> FailedPrecondition:
-    return FailedPrecondition(
-        "IMPORT_OFFSET", f"the import goes on at offset {next_offset}", next_offset=str(next_offset)
-    )
-
-
 def _other_lines() -> InvalidArgument:
     return InvalidArgument("REQUEST_ID_REUSED", "the import has other lines at that offset", field="rows")
 
@@ -560,10 +415,6 @@ def _other_lines() -> InvalidArgument:
 def _is_reused(failure: BaseException) -> bool:
     """Whether a line was applied before, as another row, and its chunk was not counted then."""
     return isinstance(failure, InvalidArgument) and failure.reason == "REQUEST_ID_REUSED"
-
-
-def _limits(namespace: Namespace, import_id: str, state: StoredImport) -> Limits:
-    return Limits(namespace.quota, namespace.mass_change_guard, frozenset(state.confirmed_types), import_id)
 
 
 def _short(status: status_pb2.Status) -> bytes:

@@ -10,7 +10,7 @@ from services.entity.compaction import compact
 from services.entity.import_store import ImportKey
 from services.runtime import changelog
 from services.runtime.call import Namespace
-from services.runtime.database import Database, Row, Statement, pipeline
+from services.runtime.database import Database, Statement
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,7 @@ async def forget_everywhere(database: Database) -> None:
     for namespace, epoch in rows:
         try:
             await changelog.forget_requests(database, namespace)
-            await _in_transaction(
-                database,
+            await database.write(
                 namespace,
                 retention_store.forget_leases(namespace),
                 usage_store.forget_mass_changes(namespace),
@@ -60,22 +59,14 @@ async def forget_everywhere(database: Database) -> None:
         )
 
 
-async def _in_transaction(database: Database, namespace: str, *statements: Statement) -> list[list[Row]]:
-    """The rows of *statements*, committed in one round trip."""
-    choose = Statement("SELECT set_config('app.namespace', %s, true)", (namespace,))
-    async with database.connection() as connection:
-        answers = await pipeline(connection, Statement("BEGIN"), choose, *statements, Statement("COMMIT"))
-    return answers[2:-1]
-
-
 async def forget_imports(database: Database, namespace: str) -> None:
     """Remove what is known of imports that nothing was heard of for a week, in transactions of some milliseconds."""
     # Marked before the first of its parts goes: without the names that its rows had, it would delete everything.
-    (rows,) = await _in_transaction(database, namespace, import_store.forget_old(namespace, ROWS_AT_ONCE))
+    (rows,) = await database.write(namespace, import_store.forget_old(namespace, ROWS_AT_ONCE))
     for epoch, import_id in rows:
         key = ImportKey(namespace, epoch, import_id)
         for statement in (*import_store.forget_parts(key, ROWS_AT_ONCE), import_store.forget_import(key)):
             removed = ROWS_AT_ONCE
             while removed == ROWS_AT_ONCE:
-                (gone,) = await _in_transaction(database, namespace, statement)
+                (gone,) = await database.write(namespace, statement)
                 removed = len(gone)

@@ -93,6 +93,12 @@ class Database:
         rows = await self._read(begin, choose, *statements, Statement("COMMIT"))
         return rows[2:-1]
 
+    async def write(self, namespace: str, *statements: Statement) -> list[list[Row]]:
+        """Rows of each statement, committed together, with row-level security set to *namespace*."""
+        choose = Statement("SELECT set_config('app.namespace', %s, true)", (namespace,))
+        rows = await self._trip((Statement("BEGIN"), choose, *statements, Statement("COMMIT")))
+        return rows[2:-1]
+
     async def read_one(self, statement: Statement) -> list[Row]:
         """Rows of a *statement* that sets the namespace by itself, and so needs no transaction around it."""
         (rows,) = await self._read(statement)

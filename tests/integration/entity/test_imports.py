@@ -15,7 +15,7 @@ from strandline.entity.v1 import entity_service_pb2 as entities_pb
 from strandline.entity.v1 import import_service_pb2 as pb
 from strandline.rpc.v1 import access_pb2
 
-from services.entity import import_store, imports, limits, upkeep
+from services.entity import import_finish, import_store, imports, limits, upkeep
 from services.entity.import_store import Counts, ImportKey, Rejection, TakenChunk
 from services.entity.model import EntityKey
 from services.runtime.errors import Unavailable
@@ -318,7 +318,7 @@ async def test_a_dry_run_of_replace_set_names_what_would_be_deleted(shore: Shore
 
 
 async def test_replacing_most_of_a_set_needs_a_confirmation(shore: Shore, monkeypatch: Any) -> None:
-    monkeypatch.setattr(imports, "GUARD_FLOOR", 10)
+    monkeypatch.setattr(import_finish, "GUARD_FLOOR", 10)
     await shore.declare()
     await send(shore, [row(f"b{number}") for number in range(40)], import_id="fill")
     await send(shore, [row(f"b{number}") for number in range(25)], mode=REPLACE_SET)
