@@ -29,7 +29,7 @@ from services.entity.model import EntityKey, entity_name
 from services.entity.mutations import Mutation
 from services.entity.reads import current_head
 from services.entity.revision_diffs import encode_change
-from services.entity.writes import Writer, Writing, Written
+from services.entity.writes import Draft, Writer, Writing, Written
 from services.runtime.call import Namespace
 from services.runtime.changelog import select_head
 from services.runtime.database import Database
@@ -190,10 +190,14 @@ class Importer:
     ) -> Answer:
         digest = hashlib.blake2b(f"{chunk.only_type}\n".encode() + chunk.raw, digest_size=16).digest()
         known = await self._known(key, namespace, actor, chunk)
+        asked: list[Mutation | Error] = [_BLANK] * lines
+        for row in rows:
+            asked[row.line - chunk.offset - 1] = row.mutation
+        draft: Draft | None = None
         if lines:
-            known = await self._await_turn(run, key, namespace, actor, chunk, known)
+            known, draft = await self._await_turn(run, key, namespace, actor, chunk, known, asked)
         if known.chunk is not None and lines:
-            return await self._as_recorded(key, namespace, actor, chunk, known, rows, lines, digest)
+            return await self._as_recorded(key, namespace, actor, chunk, known, rows, asked, digest)
         if known.state is None and chunk.offset == 0:
             known = await self._begin(key, namespace, actor, chunk)
         if known.state is None or (not lines and known.state.next_offset != chunk.offset):
@@ -207,9 +211,10 @@ class Importer:
             raise FailedPrecondition("IMPORT_FINISHED", "the import takes no more chunks")
         run.under_way.add(chunk.offset)
         try:
-            told, counts, revision = await self._apply(namespace, actor, chunk, known.state, rows, lines)
+            outcomes = await self._apply(namespace, actor, chunk, known.state, asked, draft)
             run.applied = max(run.applied, chunk.offset + lines)
             await _tell(run)
+            told, counts, revision = _account(chunk, rows, outcomes)
             taken = TakenChunk(lines, digest, counts)
             state = await self._record(run, key, namespace, chunk, taken, rows, told)
             run.recorded = max(run.recorded, state.next_offset)
@@ -256,9 +261,20 @@ class Importer:
         return await self._known(key, namespace, actor, chunk)
 
     async def _await_turn(
-        self, run: _Run, key: ImportKey, namespace: Namespace, actor: str, chunk: Chunk, known: _Known
-    ) -> _Known:
-        """Wait until every chunk before this one is applied and nobody applies this one, or it is recorded."""
+        self,
+        run: _Run,
+        key: ImportKey,
+        namespace: Namespace,
+        actor: str,
+        chunk: Chunk,
+        known: _Known,
+        asked: Sequence[Mutation | Error],
+    ) -> tuple[_Known, Draft | None]:
+        """Wait until every chunk before this one is applied and nobody applies this one, or it is recorded.
+
+        If there is time, a draft of what is *asked* is made meanwhile.
+        """
+        draft: Draft | None = None
         offset = chunk.offset
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
@@ -266,10 +282,13 @@ class Importer:
                 run.recorded = max(run.recorded, known.state.next_offset)
                 run.applied = max(run.applied, run.recorded)
             if known.chunk is not None or (offset not in run.under_way and run.recorded <= offset <= run.applied):
-                return known
+                return known, draft
             out_of_reach = offset < run.recorded or offset - run.applied > MAX_AHEAD
             if out_of_reach or run.calls > MAX_WAITING or time.monotonic() > deadline:
                 raise wrong_offset(run.recorded)
+            if draft is None:
+                draft = await self._writer.draft(namespace.id, asked)
+                continue
             moved = await _moved(run)
             if not moved or known.state is None or offset < run.recorded:
                 known = await self._known(key, namespace, actor, chunk)
@@ -282,18 +301,19 @@ class Importer:
         chunk: Chunk,
         known: _Known,
         rows: list[Row],
-        lines: int,
+        asked: Sequence[Mutation | Error],
         digest: bytes,
     ) -> Answer:
         """The answer of a chunk that was taken before."""
         assert known.state is not None
         assert known.chunk is not None
+        lines = len(asked)
         if known.chunk.lines != lines:
             raise wrong_offset(known.state.next_offset)
         if known.chunk.digest != digest:
             raise _other_lines()
         if chunk.dry_run:
-            told, _, _ = await self._apply(namespace, actor, chunk, known.state, rows, lines)
+            told, _, _ = _account(chunk, rows, await self._apply(namespace, actor, chunk, known.state, asked, None))
             told = await self._with_changes(namespace, rows, told)
         else:
             (rejected,) = await self._database.read(
@@ -303,36 +323,23 @@ class Importer:
         return Answer(known.state, known.chunk.counts, told, known.revision)
 
     async def _apply(
-        self, namespace: Namespace, actor: str, chunk: Chunk, state: StoredImport, rows: list[Row], lines: int
-    ) -> tuple[list[Told], Counts, int]:
-        """Write *rows*; what is to be told of each that did anything, the counts, and the newest revision."""
-        asked: list[Mutation | Error] = [_BLANK] * lines
-        for row in rows:
-            asked[row.line - chunk.offset - 1] = row.mutation
+        self,
+        namespace: Namespace,
+        actor: str,
+        chunk: Chunk,
+        state: StoredImport,
+        asked: Sequence[Mutation | Error],
+        draft: Draft | None,
+    ) -> list[Written | BaseException]:
+        """Write what is *asked*; what became of each line. An error there is what was asked: no row, or no good one."""
         limits = limits_of(namespace, chunk.import_id, state)
         writing = Writing(namespace, actor, METHOD, chunk.import_id, chunk.dry_run, limits, remembers_refusals=True)
-        outcomes = await self._writer.batch(writing, asked, first=chunk.offset)
-        told: list[Told] = []
-        numbers = dict.fromkeys((Made.CREATED, Made.UPDATED, Made.UNCHANGED), 0)
-        revision = 0
-        for row in rows:
-            outcome = outcomes[row.line - chunk.offset - 1]
-            if isinstance(outcome, Written):
-                revision = max(revision, outcome.revision)
-                if not outcome.refusal:
-                    made = Made(outcome.outcomes[0].made)
-                    numbers[made] += 1
-                    if made != Made.UNCHANGED:
-                        told.append(Told(row.line, row.type, row.id, made))
-                    continue
-                status = status_pb2.Status.FromString(outcome.refusal)
-            elif outcome is row.mutation:
-                status = status_of_error(row.mutation)
-            else:
+        outcomes = await self._writer.batch(writing, asked, first=chunk.offset, draft=draft)
+        for item, outcome in zip(asked, outcomes, strict=True):
+            if type(outcome) is not Written and outcome is not item:
+                assert isinstance(outcome, BaseException)
                 raise _other_lines() if _is_reused(outcome) else outcome
-            told.append(Told(row.line, row.type, row.id, status=_short(status)))
-        inserted, updated, unchanged = numbers.values()
-        return told, Counts(inserted, updated, unchanged, len(rows) - inserted - updated - unchanged), revision
+        return outcomes
 
     async def _with_changes(self, namespace: Namespace, rows: Sequence[Row], told: Sequence[Told]) -> list[Told]:
         """*told* with what each update would change, as far as there is room."""
@@ -391,6 +398,32 @@ class Importer:
         if state is None or recorded is None or recorded.digest != taken.digest:
             raise wrong_offset(state.next_offset if state is not None else 0)
         return state
+
+
+def _account(
+    chunk: Chunk, rows: Sequence[Row], outcomes: Sequence[Written | BaseException]
+) -> tuple[list[Told], Counts, int]:
+    """What is to be told of each of *rows* that did anything, the counts, and the newest revision."""
+    told: list[Told] = []
+    numbers = dict.fromkeys((Made.CREATED, Made.UPDATED, Made.UNCHANGED), 0)
+    revision = 0
+    for row in rows:
+        outcome = outcomes[row.line - chunk.offset - 1]
+        if isinstance(outcome, Written):
+            revision = max(revision, outcome.revision)
+            if not outcome.refusal:
+                made = Made(outcome.outcomes[0].made)
+                numbers[made] += 1
+                if made != Made.UNCHANGED:
+                    told.append(Told(row.line, row.type, row.id, made))
+                continue
+            status = status_pb2.Status.FromString(outcome.refusal)
+        else:
+            assert isinstance(row.mutation, Error)
+            status = status_of_error(row.mutation)
+        told.append(Told(row.line, row.type, row.id, status=_short(status)))
+    inserted, updated, unchanged = numbers.values()
+    return told, Counts(inserted, updated, unchanged, len(rows) - inserted - updated - unchanged), revision
 
 
 async def _moved(run: _Run) -> bool:

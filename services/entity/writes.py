@@ -123,19 +123,30 @@ class Writer:
                 await _pause(number)
         raise _contended()
 
+    async def draft(self, namespace: str, mutations: Sequence[Mutation | Error]) -> Draft:
+        """What of ``batch`` can be done before it is the turn of *mutations*."""
+        waves = _waves(mutations)
+        ready: list[_Ready] = []
+        for block in _blocks(waves[0]) if waves else ():
+            ready += await self._ready(namespace, block)
+            await asyncio.sleep(0)
+        return Draft(waves, ready)
+
     async def batch(
-        self, writing: Writing, mutations: Sequence[Mutation | Error], *, first: int = 0
+        self, writing: Writing, mutations: Sequence[Mutation | Error], *, first: int = 0, draft: Draft | None = None
     ) -> list[Written | BaseException]:
         """Commit each of *mutations* as a unit of its own; an ``Error`` among them is its own outcome.
 
         Writes to one entity are committed in the given order, because each waits for the one before it. They are
-        remembered under the numbers from *first* on.
+        remembered under the numbers from *first* on. A *draft* of the same mutations may be older than what is stored.
         """
         base = writing.request_id or uuid.uuid4().hex
         contended = _contended()
         outcomes: list[Written | BaseException] = [item if isinstance(item, Error) else contended for item in mutations]
-        for wave in _waves(mutations):
-            pending = await self._settle(writing, base, first, wave, outcomes)
+        waves, ready = draft or (_waves(mutations), [])
+        for wave in waves:
+            pending = await self._settle(writing, base, first, wave, outcomes, ready)
+            ready = []
             if not pending:
                 continue
             async with self._turns.at(writing.namespace.id, [mutation.key for _, mutation in pending]):
@@ -153,10 +164,14 @@ class Writer:
         first: int,
         pending: Sequence[tuple[int, Mutation]],
         outcomes: list[Written | BaseException],
+        ready: Sequence[_Ready] = (),
     ) -> list[tuple[int, Mutation]]:
-        """Put what became of *pending* into *outcomes*; those that have to be tried again."""
+        """Put what became of *pending* into *outcomes*; those that have to be tried again.
+
+        *ready* are all of them, or none.
+        """
         stale = []
-        for item, result in zip(pending, await self._attempt(writing, base, first, pending), strict=True):
+        for item, result in zip(pending, await self._attempt(writing, base, first, pending, ready), strict=True):
             if isinstance(result, Stale):
                 stale.append(item)
             else:
@@ -164,14 +179,18 @@ class Writer:
         return stale
 
     async def _attempt(
-        self, writing: Writing, base: str, first: int, pending: Sequence[tuple[int, Mutation]]
+        self,
+        writing: Writing,
+        base: str,
+        first: int,
+        pending: Sequence[tuple[int, Mutation]],
+        ready: Sequence[_Ready],
     ) -> list[Written | BaseException]:
         parts: list[asyncio.Future[Outcomes]] = []
-        # The first rows are committed while the last ones are prepared.
-        for begin in range(0, len(pending), PREPARED_AT_ONCE):
-            block = pending[begin : begin + PREPARED_AT_ONCE]
+        # The first rows are committed while the last ones are prepared; what is ready goes together.
+        for block in [pending] if ready else _blocks(pending):
             try:
-                part = await self._submit(writing, base, first, block)
+                part = self._submit(writing, base, first, ready or await self._ready(writing.namespace.id, block))
             except Exception as failure:
                 # Rows of other blocks may be on disk by now: their answers must not be lost with it.
                 part = asyncio.get_running_loop().create_future()
@@ -181,14 +200,18 @@ class Writer:
         outcomes = chain.from_iterable(await asyncio.gather(*parts))
         return [outcome if isinstance(outcome, Exception) else _written(outcome) for outcome in outcomes]
 
-    async def _submit(
-        self, writing: Writing, base: str, first: int, block: Sequence[tuple[int, Mutation]]
-    ) -> asyncio.Future[Outcomes]:
-        prepared = await self._prepare(writing.namespace.id, [[mutation] for _, mutation in block])
+    async def _ready(self, namespace: str, block: Sequence[tuple[int, Mutation]]) -> list[_Ready]:
+        prepared = await self._prepare(namespace, [[mutation] for _, mutation in block])
+        return [
+            _Ready(place, fingerprint([mutation]), item)
+            for (place, mutation), item in zip(block, prepared, strict=True)
+        ]
+
+    def _submit(self, writing: Writing, base: str, first: int, ready: Sequence[_Ready]) -> asyncio.Future[Outcomes]:
         # The dot keeps these ids apart from any that a caller may choose.
         units = [
-            _unit(writing, f"{base}.{first + place}", fingerprint([mutation]), item, False)
-            for (place, mutation), item in zip(block, prepared, strict=True)
+            _unit(writing, f"{base}.{first + place}", body_hash, prepared, False)
+            for place, body_hash, prepared in ready
         ]
         return self._committer.submit(writing.namespace, *units)
 
@@ -255,6 +278,21 @@ class _Preparation(NamedTuple):
     claim: Claim
 
 
+class _Ready(NamedTuple):
+    """A mutation of a batch that can be submitted, by its place there."""
+
+    place: int
+    body_hash: bytes
+    prepared: _Preparation
+
+
+class Draft(NamedTuple):
+    """A batch before its turn: which mutations are the first on their entity, the second, ...; the first are ready."""
+
+    waves: list[list[tuple[int, Mutation]]]
+    ready: list[_Ready]
+
+
 async def _pause(number: int) -> None:
     """Let another process have its turn, after the attempt with *number* from 0."""
     await asyncio.sleep(random.uniform(0, MAX_PAUSE * 2 ** min(number, 5)))
@@ -278,6 +316,11 @@ def _waves(mutations: Sequence[Mutation | Error]) -> list[list[tuple[int, Mutati
             waves.append([])
         waves[number].append((place, mutation))
     return waves
+
+
+def _blocks(pending: Sequence[tuple[int, Mutation]]) -> Iterator[Sequence[tuple[int, Mutation]]]:
+    """*pending* in blocks that are prepared before anybody else has a turn."""
+    return (pending[begin : begin + PREPARED_AT_ONCE] for begin in range(0, len(pending), PREPARED_AT_ONCE))
 
 
 def _takes_unknown(mutation: Mutation, compiled: CompiledType | None) -> bool:
