@@ -20,8 +20,9 @@ from strandline.stream.v1 import feed_pb2
 from services.runtime.changelog import Head
 from services.runtime.errors import FailedPrecondition, NotFound, OutOfRange, Unavailable
 from services.stream.hub import Hub
-from services.stream.messages import LogUnit, Message, OtherMessage, UnitsMessage
+from services.stream.messages import Message, OtherMessage, UnitsMessage
 from services.stream.permit import Ended, Permit
+from services.stream.segments import Segments
 from services.stream.selection import Selection
 from services.stream.snapshots import ResumeTokens, Walk
 from services.stream.upstream import Logs
@@ -59,6 +60,7 @@ class Feed:
         hub: Hub,
         head: Head,
         logs: Logs,
+        segments: Segments,
         permit: Permit,
         selection: Selection,
         start: Start,
@@ -69,6 +71,7 @@ class Feed:
         self.head = head
         self._hub = hub
         self._logs = logs
+        self._segments = segments
         self._permit = permit
         self._selection = selection
         self._start = start
@@ -129,16 +132,11 @@ class Feed:
 
     async def _read_log(self) -> UnitsMessage | None:
         """Units after the cursor from their owner; None: not now."""
-        answer = await self._patiently(self._logs.units(self._hub.namespace, self._cursor))
-        if answer is None:
+        segment = await self._patiently(self._segments.after(self._hub, self._cursor))
+        if segment is None:
             return None
-        head, bodies = answer
-        if head.epoch != self._hub.epoch:
-            await self._permit.lose_log()
-        self._hub.learn(head)
         await self._permit.demand()
-        units = [LogUnit(body) for body in bodies]
-        return UnitsMessage(self._hub.epoch, self._cursor, self._cursor + len(units), units) if units else None
+        return segment.batch(self._cursor)
 
     async def _snapshot(self, walk: Walk) -> AsyncGenerator[Message, None]:
         walk.token = self._tokens.seal(walk, self._selection)

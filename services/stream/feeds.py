@@ -84,6 +84,7 @@ class Feeds:
                 hub=hub,
                 head=head,
                 logs=self._logs,
+                segments=self._hubs.segments,
                 permit=Permit(self._access, self._hubs, hub, call.principal, namespace),
                 selection=selection,
                 start=start,

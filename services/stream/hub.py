@@ -26,7 +26,8 @@ class Hub:
     """What one process knows about one life of one namespace's log.
 
     ``position`` is the last revision in the ring (or skipped before it), ``floor`` the last one no longer in it.
-    ``head`` is the newest revision heard of; ``access_changes`` counts hints that somebody may have lost access.
+    ``head`` is the newest revision heard of; ``access_changes`` counts hints that somebody may have lost access. What
+    was read from a log older than ``purged_to`` may hold what was purged since.
     """
 
     namespace: str
@@ -37,6 +38,7 @@ class Hub:
     floor: int = 0
     head: int = 0
     horizon: int = 0
+    purged_to: int = 0
     ended: bool = False
     subscribers: int = 0
     access_changes: int = 0
@@ -53,7 +55,7 @@ class Hub:
     def start(self, head: Head) -> None:
         """Begin, or begin again, after *head*, with an empty ring."""
         self.epoch = head.epoch
-        self.position = self.floor = head.revision
+        self.position = self.floor = self.purged_to = head.revision
         self._units.clear()
         self._bytes = 0
         self.learn(head)
@@ -85,6 +87,7 @@ class Hub:
         for dropped in range(self.floor + 1, revision):
             self._bytes -= len(self._units.pop(dropped).body)
         self.floor = revision - 1
+        self.purged_to = revision
 
     def _evict(self) -> None:
         while self._bytes > self.max_bytes or len(self._units) > self.max_units:

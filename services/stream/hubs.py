@@ -19,6 +19,7 @@ from services.runtime.call import Namespace
 from services.runtime.changelog import Head
 from services.runtime.errors import Error, OutOfRange, Unavailable
 from services.stream.hub import MAX_RING_BYTES, Hub
+from services.stream.segments import Segments, Units
 from services.stream.upstream import Notice, read_notice
 
 logger = logging.getLogger(__name__)
@@ -31,19 +32,21 @@ IDLE_SECONDS = 30.0
 MAX_EARLY = 64
 
 
-class Positions(Protocol):
+class Positions(Units, Protocol):
     """Where logs are, and their units (``upstream.Logs``)."""
 
     async def heads(self, namespaces: Sequence[str]) -> dict[str, Head]: ...
 
-    async def units(self, namespace: str, after: int) -> tuple[Head, Sequence[bytes]]: ...
-
 
 class Hubs:
-    """Hubs by namespace: made for the first subscriber, dropped half a minute after the last."""
+    """Hubs by namespace: made for the first subscriber, dropped half a minute after the last.
+
+    ``segments`` is what their logs hold below their rings.
+    """
 
     def __init__(self, logs: Positions, bus: Bus, *, ring_bytes: int = MAX_RING_BYTES) -> None:
         self.draining = False
+        self.segments = Segments(logs)
         self._ring_bytes = ring_bytes
         self._logs = logs
         self._bus = bus
@@ -229,6 +232,7 @@ class Hubs:
                 del self._idle_since[hub]
             elif now - since > IDLE_SECONDS or hub.ended:
                 self._forget(hub)
+        self.segments.sweep()
         self.access_changed("")
 
     async def _poll(self) -> None:

@@ -83,9 +83,12 @@ class Logs:
                 raise outcome
         return {head.namespace_id: _head(head) for answer in answers for head in answer.heads}
 
-    async def units(self, namespace: str, after: int) -> tuple[Head, Sequence[bytes]]:
-        """Units that follow *after*, about 1 MiB of them, and the head; the units are empty at the head only."""
-        request = pb.ReadUnitsRequest(namespace_id=namespace, after_revision=after)
+    async def units(self, namespace: str, after: int, to: int = 0, max_bytes: int = 0) -> tuple[Head, Sequence[bytes]]:
+        """Units in ``(after, to]`` (0: the head), as fit into *max_bytes* (0: 1 MiB) but at least one; and the head.
+
+        All is from one snapshot: what had been committed up to the head shows in the units.
+        """
+        request = pb.ReadUnitsRequest(namespace_id=namespace, after_revision=after, to_revision=to, max_bytes=max_bytes)
         answer = await _call(self._owner(namespace).ReadUnits(request, timeout=CALL_SECONDS))
         return _head(answer.head), answer.units
 

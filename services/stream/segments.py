@@ -1,0 +1,216 @@
+"""History, read from its owner once for all who need it.
+
+The log is cut into *segments* whose borders depend on the log alone: of the blocks of 1,024, 512, ... 1 revisions, each
+beginning at a multiple of its size, a segment is the largest around a revision that takes at most 256 KiB. So everybody
+who asks gets the same ones, and a full one never changes, but by a purge (which blanks in place: its borders stay) and
+where the log is cut.
+
+A block that is too large is found to be so by reading its beginning, which is a smaller block's content: little is
+read twice. Concurrent readers wait for the same read. What was read is kept until newer segments need the room, a purge
+that it may not have seen is seen by the hub, or the hub goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Protocol
+
+from prometheus_client import Counter
+
+from services.runtime.changelog import Head
+from services.runtime.errors import FailedPrecondition, OutOfRange
+from services.stream.hub import Hub
+from services.stream.messages import LogUnit, UnitsMessage
+
+MAX_UNITS: Final = 1024
+# Many readers catch up at once, and each one's transport holds a copy of what it is sending.
+MAX_BYTES: Final = 2**18
+# Of all segments, as the owner encoded them. Where every encoding is in use, they take about ten times as much.
+CACHE_BYTES: Final = 16 * 2**20
+_ENTRY_BYTES: Final = 1024
+# Messages of one segment that begin in the middle: readers resume anywhere, and most of them together.
+_MAX_BATCHES: Final = 8
+
+READS = Counter("strandline_stream_log_reads", "Runs of units read from owners for readers behind the ring.")
+READ_BYTES = Counter("strandline_stream_log_read_bytes", "Bytes of units in these runs.")
+
+
+class Units(Protocol):
+    """Reads units from the log's owner (``upstream.Logs``)."""
+
+    async def units(
+        self, namespace: str, after: int, to: int = 0, max_bytes: int = 0
+    ) -> tuple[Head, Sequence[bytes]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The units ``(after, revision]``; *seen*: everything committed up to there had its effect on them.
+
+    ``end`` is where the segment ends once it is full.
+    """
+
+    epoch: str
+    after: int
+    end: int
+    units: Sequence[LogUnit]
+    size: int
+    seen: int
+    _batches: dict[int, UnitsMessage] = field(default_factory=dict)
+
+    @property
+    def revision(self) -> int:
+        return self.after + len(self.units)
+
+    def batch(self, cursor: int) -> UnitsMessage:
+        """The rest of it after *cursor*; the same object for those who ask for it together."""
+        if (made := self._batches.get(cursor)) is None:
+            if len(self._batches) >= _MAX_BATCHES:
+                self._batches.clear()
+            made = UnitsMessage(self.epoch, cursor, self.revision, self.units[cursor - self.after :])
+            self._batches[cursor] = made
+        return made
+
+
+class _Block(NamedTuple):
+    """The revisions ``(after, after + size]`` of one hub's log; *after* is a multiple of *size*."""
+
+    hub: Hub
+    after: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.after + self.size
+
+
+class Segments:
+    """The segments that this process holds."""
+
+    def __init__(self, logs: Units, *, max_bytes: int = CACHE_BYTES) -> None:
+        self._logs = logs
+        self._max_bytes = max_bytes
+        # In the order of their use. None: the block is too large to be a segment.
+        self._kept: OrderedDict[_Block, Segment | None] = OrderedDict()
+        self.held_bytes = 0
+        self._reads: dict[_Block, asyncio.Task[Segment | None]] = {}
+
+    async def after(self, hub: Hub, cursor: int) -> Segment | None:
+        """The segment around the revision after *cursor*; None while there is no such revision.
+
+        It shows every purge that *hub* has seen.
+
+        Raises:
+            OutOfRange: COMPACTED.
+            FailedPrecondition: EPOCH_CHANGED, the log has another life than the hub's.
+            NotFound: there is no log.
+            Unavailable: its owner does not answer.
+        """
+        for block in _blocks_around(hub, cursor):
+            segment = await self._segment(block, cursor)
+            if cursor < hub.horizon:
+                raise _compacted(hub.horizon)
+            if segment is not None:
+                return segment if segment.revision > cursor else None
+        raise AssertionError("one unit is never too large")
+
+    def sweep(self) -> None:
+        """Let go of what may hold purged content, and of hubs that are gone."""
+        for block, segment in list(self._kept.items()):
+            if block.hub.ended or (segment is not None and segment.seen < block.hub.purged_to):
+                self._drop(block)
+
+    async def _segment(self, block: _Block, cursor: int) -> Segment | None:
+        """What *block* is, with the unit after *cursor* if there is one; None: too large."""
+        while True:
+            if block in self._kept:
+                segment = self._kept[block]
+                if segment is None or (segment.seen >= block.hub.purged_to and segment.revision > cursor):
+                    self._kept.move_to_end(block)
+                    return segment
+            begun = self._reads.get(block)
+            segment = await asyncio.shield(begun or self._begin_reading(block))
+            # A read that others began may be from before the unit was committed.
+            if segment is None or (segment.seen >= block.hub.purged_to and (segment.revision > cursor or not begun)):
+                return segment
+
+    def _begin_reading(self, block: _Block) -> asyncio.Task[Segment | None]:
+        def ended(task: asyncio.Task[Segment | None]) -> None:
+            del self._reads[block]
+            if not task.cancelled():
+                task.exception()  # those who wait get it; if nobody does any more, nobody needs it
+
+        task = self._reads[block] = asyncio.create_task(self._read(block))
+        task.add_done_callback(ended)
+        return task
+
+    async def _read(self, block: _Block) -> Segment | None:
+        """Read *block*, or what it lacks."""
+        hub = block.hub
+        held = self._kept.get(block)
+        if held is not None and held.seen < hub.purged_to:
+            held = None
+        after = held.after if held else max(block.after, hub.horizon)
+        begin = held.revision if held else after
+        try:
+            head, bodies = await self._logs.units(hub.namespace, begin, block.end, MAX_BYTES)
+        except OutOfRange as refusal:
+            horizon = int(refusal.metadata.get("horizon_revision", "0"))
+            hub.learn(Head(hub.namespace, hub.epoch, 0, horizon))
+            if not begin < horizon < block.end:
+                raise
+            after = begin = horizon
+            held = None
+            head, bodies = await self._logs.units(hub.namespace, begin, block.end, MAX_BYTES)
+        READS.inc()
+        READ_BYTES.inc(sum(map(len, bodies)))
+        if head.epoch != hub.epoch:
+            raise FailedPrecondition("EPOCH_CHANGED", "the log has a new life", epoch=head.epoch)
+        hub.learn(head)
+        units = [*(held.units if held else ()), *map(LogUnit, bodies)]
+        is_all = begin + len(bodies) >= min(block.end, head.revision)
+        return self._keep(block, after, units, min(head.revision, held.seen) if held else head.revision, is_all)
+
+    def _keep(self, block: _Block, after: int, units: Sequence[LogUnit], seen: int, is_all: bool) -> Segment | None:
+        """Remember *block*, which begins with *units*, as a segment or as too large and the segment it begins with."""
+        size = sum(len(unit.body) for unit in units)
+        if is_all and (size <= MAX_BYTES or block.size == 1):
+            segment = Segment(block.hub.epoch, after, block.end, units, size, seen)
+            self._put(block, segment)
+            return segment
+        self._put(block, None)
+        half = _Block(block.hub, block.after, block.size // 2)
+        if half.end > after:
+            own = units[: half.end - after]
+            self._keep(half, after, own, seen, is_all or after + len(units) >= half.end)
+        return None
+
+    def _put(self, block: _Block, segment: Segment | None) -> None:
+        self._drop(block)
+        self._kept[block] = segment
+        self.held_bytes += _cost(segment)
+        while self.held_bytes > self._max_bytes:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, block: _Block) -> None:
+        if block in self._kept:
+            self.held_bytes -= _cost(self._kept.pop(block))
+
+
+def _blocks_around(hub: Hub, cursor: int) -> Iterator[_Block]:
+    """Every block that holds the revision after *cursor*, the largest first."""
+    size = MAX_UNITS
+    while size:
+        yield _Block(hub, cursor // size * size, size)
+        size //= 2
+
+
+def _cost(segment: Segment | None) -> int:
+    return _ENTRY_BYTES + (segment.size if segment else 0)
+
+
+def _compacted(horizon: int) -> OutOfRange:
+    return OutOfRange("COMPACTED", "that part of the log is gone; start with a snapshot", horizon_revision=str(horizon))

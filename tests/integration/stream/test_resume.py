@@ -1,0 +1,142 @@
+"""Many readers that come back at once, far behind: they cost one read of the log, and see nothing that was purged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+import grpc
+import pytest
+from prometheus_client import REGISTRY
+from strandline.entity.v1 import entity_pb2
+from strandline.stream.v1 import feed_pb2, stream_service_pb2
+
+from services.runtime.changelog import CREATED, LOCK_HEAD, PURGED, Change, append, begin_life, encode_unit
+from services.runtime.database import Statement, pipeline
+
+from .conftest import TIDES, MakeStream
+from .owner import Owner
+from .service import StreamService, access_token
+
+WATCH = "/strandline.stream.v1.StreamService/Watch"
+SECRET = b"first-mate"
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def sample(name: str) -> float:
+    return REGISTRY.get_sample_value(name) or 0
+
+
+async def commit(owner: Owner, first: int, units: Sequence[Sequence[Change]], *statements: Statement) -> int:
+    """Write *units* from revision *first* on, quicker than one by one; how many bytes they take."""
+    logged = [
+        encode_unit(revision, BEGAN + timedelta(milliseconds=revision), "ann", "", changes)
+        for revision, changes in enumerate(units, first)
+    ]
+    async with owner.database.connection() as connection:
+        await pipeline(
+            connection,
+            Statement("BEGIN"),
+            Statement("SELECT set_config('app.namespace', %s, true)", (TIDES.id,)),
+            begin_life(TIDES.id, TIDES.epoch),
+            Statement(LOCK_HEAD, (TIDES.id,)),
+            *append(TIDES.id, logged, ()),
+            *statements,
+            Statement("COMMIT"),
+        )
+    return sum(len(unit.body) for unit in logged)
+
+
+def created(number: int, secret: bytes = b"") -> Change:
+    name = f"namespaces/tides/types/buoy/entities/b{number}"
+    entity = entity_pb2.Entity(name=name, type="buoy", revision=number, created_by=secret.decode())
+    entity.data["n"] = number
+    return Change(CREATED, "buoy", f"b{number}", entity.SerializeToString())
+
+
+async def resume(stream: StreamService, channel: grpc.aio.Channel, after: int, to: int) -> AsyncIterator[bytes]:
+    """The messages of a feed as bytes, until they have covered *to*; checks that they are complete."""
+    watch: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(WATCH)
+    request = stream_service_pb2.WatchRequest(parent="namespaces/tides", after_revision=after, epoch=TIDES.epoch)
+    feed = watch(request.SerializeToString(), metadata=(("authorization", f"Bearer {access_token()}"),))
+    async for raw in feed:
+        message = feed_pb2.WatchResponse.FromString(raw)
+        assert message.after_revision == after, "ranges do not join up"
+        if not message.HasField("progress"):
+            expected = list(range(after + 1, message.revision + 1))
+            assert [unit.revision for unit in message.units.units] == expected, "units are not dense"
+        after = message.revision
+        yield raw
+        if after >= to:
+            break
+    feed.cancel()
+
+
+async def test_two_hundred_readers_that_resume_ten_thousand_revisions_behind_cost_one_read_of_the_log(
+    owner: Owner, stream: StreamService
+) -> None:
+    total = await commit(owner, 1, [[created(number)] for number in range(1, 10_001)])
+    reads, read = sample("strandline_stream_log_reads_total"), sample("strandline_stream_log_read_bytes_total")
+
+    async def follow(channel: grpc.aio.Channel, after: int) -> None:
+        async for _ in resume(stream, channel, after, 10_000):
+            pass
+
+    async with grpc.aio.insecure_channel(stream.grpc_address) as channel:
+        await asyncio.gather(*(follow(channel, number % 4) for number in range(200)))
+    read = sample("strandline_stream_log_read_bytes_total") - read
+    reads = sample("strandline_stream_log_reads_total") - reads
+    assert total <= read <= 1.5 * total
+    assert reads <= 2 * total / 2**17, "segments are read in pieces"
+
+
+async def test_a_purge_is_in_every_feed_that_begins_after_it_was_seen(owner: Owner, stream: StreamService) -> None:
+    await commit(owner, 1, [[created(number, SECRET if number == 500 else b"")] for number in range(1, 3_001)])
+    async with grpc.aio.insecure_channel(stream.grpc_address) as channel:
+
+        async def shows_secret(to: int) -> bool:
+            return any([SECRET in raw async for raw in resume(stream, channel, 0, to)])
+
+        assert await shows_secret(3_000)
+        blank = Statement(
+            "UPDATE units SET body = overlay(body placing %s from position(%s::bytea in body))"
+            " WHERE namespace = %s AND revision = 500",
+            (bytes(len(SECRET)), SECRET, TIDES.id),
+        )
+        async with stream.watch(now=True) as live:
+            await live.next()
+            coming = [asyncio.create_task(shows_secret(3_000)) for _ in range(20)]
+            await commit(owner, 3_001, [[Change(PURGED, "buoy", "b500", created(500).entity)]], blank)
+            await live.until(3_001)
+            assert not any(await asyncio.gather(*(shows_secret(3_001) for _ in range(20))))
+            await asyncio.gather(*coming)
+
+
+async def test_readers_with_filters_share_what_is_read(owner: Owner, make_stream: MakeStream) -> None:
+    stream = await make_stream()
+    total = await commit(owner, 1, [[created(number)] for number in range(1, 3_001)])
+    read = sample("strandline_stream_log_read_bytes_total")
+
+    async def follow(number: int) -> list[int]:
+        async with stream.watch(after_revision=0, filter=f"data.n = {number}") as reader:
+            return [unit.revision for unit in await reader.until(3_000)]
+
+    found = await asyncio.gather(*(follow(number) for number in range(100, 3_000, 100)))
+    assert found == [[number] for number in range(100, 3_000, 100)]
+    assert sample("strandline_stream_log_read_bytes_total") - read <= 1.5 * total
+
+
+@pytest.mark.parametrize("size", [100, 30_000])
+async def test_a_reader_meets_live_changes_at_the_end_of_the_log_without_a_seam(
+    owner: Owner, make_stream: MakeStream, size: int
+) -> None:
+    stream = await make_stream(ring_bytes=8_000)  # most is below the ring all the time
+    async with stream.watch(now=True) as live:
+        await live.next()
+        writing = asyncio.gather(*(owner.put(TIDES, f"b{n}", text="x" * size) for n in range(200)))
+        async with stream.watch(after_revision=0) as reader:
+            await reader.until(200)
+            assert [unit.revision for unit in reader.units] == list(range(1, 201))
+        await live.until(200)
+        await writing
