@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import os
 
-from benchmarks import batch_writes, deliveries, delivery, imports, million, point_reads, replicas, single_writes
+from benchmarks import batch_writes, deliveries, delivery, idle, imports, million, point_reads, replicas, single_writes
 from benchmarks.machine import LOAD_CORE, PINNED
 from benchmarks.stack import stack
 
@@ -22,6 +22,8 @@ _BENCHMARKS = {
     "replicas": (replicas.run, "entity"),
     "delivery": (delivery.run, "stream"),
     "deliveries": (deliveries.run, "stream"),
+    "idle_grpc": (idle.run_grpc, "stream"),
+    "idle_ndjson": (idle.run_ndjson, "stream"),
 }
 
 
