@@ -63,7 +63,7 @@ async def run(stack: Stack, *, quick: bool) -> None:
         return
     seconds, rounds = (3, 1) if quick else (10, 2)
     async with tenant(stack, indexed=False) as place, _peer(stack) as (peer_write, peer_pid):
-        epoch = await _epoch(place)
+        epoch = await epoch_of(place)
         watch = stream_service_pb2.WatchRequest(parent=place.parent, now=True).SerializeToString()
         transports = {
             "ndjson": (stack.feeds, sinks.http_hello(f"/v1/{place.parent}:watch?now=true", place.token)),
@@ -78,9 +78,9 @@ async def run(stack: Stack, *, quick: bool) -> None:
             for _ in range(rounds):
                 peer_hello = sinks.http_hello("/", "")
                 with peer_meter.running():
-                    theirs.append(await _round(stack, _peer_feed(stack), peer_hello, READY, peer_write, seconds))
+                    theirs.append(await round_of(stack, _peer_feed(stack), peer_hello, READY, peer_write, seconds))
                 with meter.running():
-                    ours.append(await _round(stack, socket, hello, epoch, _writer(place), seconds))
+                    ours.append(await round_of(stack, socket, hello, epoch, _writer(place), seconds))
             context = {
                 "subscribers": SUBSCRIBERS,
                 "commits_per_second": PER_SECOND,
@@ -111,13 +111,20 @@ def _median(percent: int, rounds: Sequence[Sequence[float]]) -> float:
     return round(statistics.median(figures.percentile(each, percent) for each in rounds), 2)
 
 
-async def _round(stack: Stack, socket: Path, hello: sinks.Hello, ready: str, write: Write, seconds: int) -> Latencies:
-    """One commit every 10 ms for *seconds*; what the subscribers saw of them."""
+async def round_of(
+    stack: Stack,
+    socket: Path,
+    hello: sinks.Hello,
+    ready: str,
+    write: Write,
+    seconds: int,
+    *,
+    subscribers: int = SUBSCRIBERS,
+) -> Latencies:
+    """One commit every 10 ms for *seconds*; what *subscribers* saw of them."""
     count = seconds * PER_SECOND
     sent, committed, acknowledged = [0] * count, [0] * count, [0] * count
-    async with sinks.sink(
-        stack.layout.run, socket, hello, ready, subscribers=SUBSCRIBERS, expected=count
-    ) as subscribers:
+    async with sinks.sink(stack.layout.run, socket, hello, ready, subscribers=subscribers, expected=count) as there:
         begin = time.monotonic() + 0.1
 
         async def commit(number: int) -> None:
@@ -129,7 +136,7 @@ async def _round(stack: Stack, socket: Path, hello: sinks.Hello, ready: str, wri
         async with asyncio.TaskGroup() as group:
             for number in range(count):
                 group.create_task(commit(number))
-        arrivals = await subscribers.arrivals(patience=10)
+        arrivals = await there.arrivals(patience=10)
     each = list(itertools.chain.from_iterable(moments.items() for moments in arrivals))
     return Latencies(
         [(moment - committed[number]) / 1e6 for number, moment in each],
@@ -148,7 +155,7 @@ def _writer(place: Tenant) -> Write:
     return write
 
 
-async def _epoch(place: Tenant) -> str:
+async def epoch_of(place: Tenant) -> str:
     """The first message of every feed carries it: so a subscriber is known to be served."""
     request = entity_service_pb2.CreateEntityRequest(parent=place.type_name)
     request.entity.data.update({"name": "first", "country": "CH"})
