@@ -289,6 +289,7 @@ def declare(
 def watch(
     namespace: Annotated[str, typer.Argument(callback=_namespace)],
     after: Annotated[int | None, typer.Option(min=0, help="Begin after this revision; left out: now.")] = None,
+    snapshot: Annotated[bool, typer.Option("--snapshot", help="Begin with all that there is.")] = False,
     types: Annotated[
         list[str] | None, typer.Option(callback=_types, help="Only changes of these types; may be repeated.")
     ] = None,
@@ -296,6 +297,8 @@ def watch(
     as_json: Annotated[bool, typer.Option("--json", help="The feed's own messages.")] = False,
 ) -> None:
     """Follow what happens in a namespace, through restarts, until Ctrl-C."""
+    if snapshot and after is not None:
+        _refuse("--snapshot and --after: one of them")
     import asyncio
 
     from strandline_client import ApiError, FeedEnded, FeedViolation
@@ -307,7 +310,14 @@ def watch(
     async def follow() -> None:
         async with running.client(patience=None) as client:
             await run_watch(
-                client, namespace, after=after, types=types or (), filter=filter_, as_json=as_json, write=_flushed
+                client,
+                namespace,
+                after=after,
+                snapshot=snapshot,
+                types=types or (),
+                filter=filter_,
+                as_json=as_json,
+                write=_flushed,
             )
 
     try:

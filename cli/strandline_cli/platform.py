@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from http import HTTPStatus
 
+import strandline_client
 from strandline_client import Client
 
-from strandline_cli.api import Api
+from strandline_cli.api import Api, ApiError
 from strandline_cli.home import Home
 from strandline_cli.tokens import administrator_token
 
@@ -44,7 +46,12 @@ class Running:
         """The client package, as the administrator; the token is renewed for as long as it lives."""
 
         async def token() -> str:
-            return await asyncio.to_thread(administrator_token, self.home, self.rest)
+            try:
+                return await asyncio.to_thread(administrator_token, self.home, self.rest)
+            except ApiError as refusal:
+                # While parts of the platform restart, signing in fails for a moment as anything else does.
+                code = "UNAVAILABLE" if refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "UNAUTHENTICATED"
+                raise strandline_client.ApiError(code, refusal.reason, str(refusal)) from refusal
 
         return Client(self.edge, token, rest=self.rest, patience=patience)
 

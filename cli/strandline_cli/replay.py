@@ -86,11 +86,10 @@ class Watcher:
     async def _units(self) -> AsyncIterator[tuple[int, Sequence[tuple[bool, Key, dict[str, Any]]]]]:
         start = Start(after_revision=0)
         if self.kind == "grpc":
-            async for message in self.client.watch(self.namespace, start):
-                for unit in message.units.units:
-                    yield unit.revision, [_of_message(change) for change in unit.changes if change.HasField("entity")]
+            async for unit in self.client.watch(self.namespace, start):
+                yield unit.revision, [_of_message(change) for change in unit.changes if change.HasField("entity")]
         else:
-            async for body in self.client.watch_http(self.namespace, start, transport=self.kind):
+            async for body in self.client.feed_http(self.namespace, start, transport=self.kind):
                 for unit_json in body.get("units", {}).get("units", ()):
                     changes = [_of_json(change) for change in unit_json["changes"] if "entity" in change]
                     yield int(unit_json["revision"]), changes

@@ -18,6 +18,7 @@ async def run_watch(
     namespace: str,
     *,
     after: int | None = None,
+    snapshot: bool = False,
     types: Sequence[str] = (),
     filter: str = "",
     as_json: bool = False,
@@ -27,13 +28,14 @@ async def run_watch(
 
     Args:
         after: begin after this revision; None: now.
+        snapshot: begin with all that there is, instead.
         write: takes one line without its end.
 
     Raises:
         ApiError, FeedEnded: the platform refused, or ended the feed for good.
     """
-    start = Start(now=True) if after is None else Start(after_revision=after)
-    feed = client.watch_http(namespace, start, transport="ndjson", types=types, filter=filter)
+    start = Start(snapshot=True) if snapshot else Start(now=True) if after is None else Start(after_revision=after)
+    feed = client.feed_http(namespace, start, transport="ndjson", types=types, filter=filter)
     async with aclosing(feed) as messages:
         async for message in messages:
             for line in [json.dumps(message)] if as_json else _lines(message):
@@ -41,21 +43,27 @@ async def run_watch(
 
 
 def _lines(message: dict[str, Any]) -> Iterator[str]:
-    """One line per change; nothing for progress."""
+    """One line per change, and per entity of a snapshot; nothing for progress."""
+    for entity in message.get("snapshotPage", {}).get("entities", []):
+        yield _line(entity["revision"], entity["updateTime"], "-", entity["name"], _content({"entity": entity}))
     for unit in message.get("units", {}).get("units", []):
-        moment = datetime.fromisoformat(unit["commitTime"]).astimezone().strftime("%H:%M:%S.%f")[:-3]
         for change in unit["changes"]:
             subject = change.get("entity") or change.get("previous") or change.get("type") or change["previousType"]
-            name = "/".join(subject["name"].split("/")[3::2])
-            yield f"{unit['revision']:>8}  {moment}  {change['kind']:<9} {name}  {_content(change)}".rstrip()
+            yield _line(unit["revision"], unit["commitTime"], change["kind"], subject["name"], _content(change))
+
+
+def _line(revision: str, time: str, kind: str, name: str, content: str) -> str:
+    moment = datetime.fromisoformat(time).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    return f"{revision:>8}  {moment}  {kind:<9} {'/'.join(name.split('/')[3::2])}  {content}".rstrip()
 
 
 def _content(change: dict[str, Any]) -> str:
     """What is new in the entity; of an update only what it changed."""
+    kind = change.get("kind")
     data = change.get("entity", {}).get("data", {})
-    before = change.get("previous", {}).get("data", {}) if change["kind"] in ("UPDATED", "ENTERED", "LEFT") else {}
+    before = change.get("previous", {}).get("data", {}) if kind in ("UPDATED", "ENTERED", "LEFT") else {}
     fresh = {key: value for key, value in data.items() if key not in before or before[key] != value}
-    if change["kind"] in ("DELETED", "EXPIRED", "PURGED"):
+    if kind in ("DELETED", "EXPIRED", "PURGED"):
         return ""
     gone = [f"-{key}" for key in sorted(before) if key not in data]
     text = " ".join(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Self, TypeAlias
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import aiohttp
 import grpc
@@ -20,12 +21,19 @@ from strandline.entity.v1 import (
 from strandline.stream.v1 import feed_pb2
 
 from strandline_client import http_watching, watching
-from strandline_client.following import follow
+from strandline_client.batching import BatchingWriter
+from strandline_client.cache import Cache, OnChange
+from strandline_client.credentials import Credentials, TokenProvider
+from strandline_client.errors import ApiError
+from strandline_client.following import FeedCounters, follow
+from strandline_client.history import Recording, message_of_json, message_of_protobuf
 from strandline_client.http_watching import JsonMessage, Transport
-from strandline_client.position import Position, Start
+from strandline_client.position import Position, Seen, Start
 from strandline_client.retry import Backoff, new_request_id
+from strandline_client.units import Watch
 
-TokenProvider: TypeAlias = Callable[[], Awaitable[str]]
+T = TypeVar("T")
+_NOW = Start(now=True)
 
 # Seconds for one try, and for all tries of a call; a feed is given up after as long a silence.
 TRY_SECONDS = 10.0
@@ -50,9 +58,11 @@ class Client:
     ) -> None:
         """*address* is ``host:port`` of the edge for gRPC, *rest* its URL for feeds over HTTP.
 
-        *token* is an access token, or gives a valid one whenever it is called.
+        *token* is an access token, or gives a valid one whenever it is called: before each call and each connection, so
+        that a feed whose token has expired goes on with the next one.
         """
-        self._token = token
+        self._credentials = Credentials(token)
+        self.counters = FeedCounters()
         self._rest = rest.rstrip("/")
         self._patience = patience
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
@@ -81,25 +91,63 @@ class Client:
 
     # Feeds
 
-    def watch(
-        self, namespace: str, start: Start, *, types: Sequence[str] = (), filter: str = ""
-    ) -> AsyncGenerator[feed_pb2.WatchResponse, None]:
-        """Every message of the feed once, in order, verified; over gRPC, across broken connections.
+    def watch(self, namespace: str, start: Start = _NOW, *, types: Sequence[str] = (), filter: str = "") -> Watch:
+        """``async for unit in client.watch(...)``: each unit once, in order, verified, across broken connections.
 
         Raises:
-            FeedViolation: the feed broke a promise.
-            FeedEnded: the server ended it, and resuming cannot help.
+            ValueError: *start* is a snapshot, whose entities are no units: that is for ``cache`` or ``feed``.
+            FeedViolation: the feed broke a promise. ``counters`` tells it, too.
+            FeedEnded: the server ended it, and resuming cannot help; ``position_is_lost`` if a new snapshot would.
+            ApiError: it was refused, or nothing came for longer than the client's patience.
+        """
+        if start.snapshot or start.resume_token:
+            raise ValueError("a snapshot consists of entities, not of units: use cache() or feed()")
+        return Watch(self.feed(namespace, start, types=types, filter=filter), start)
+
+    def cache(
+        self, namespace: str, *, types: Sequence[str] = (), filter: str = "", on_change: OnChange | None = None
+    ) -> Cache:
+        """A copy of all entities that match, in this process, that follows the feed: ``async with`` fills it."""
+        return Cache(partial(self.feed, namespace, types=types, filter=filter), on_change)
+
+    def feed(
+        self,
+        namespace: str,
+        start: Start,
+        *,
+        types: Sequence[str] = (),
+        filter: str = "",
+        recording: Recording | None = None,
+    ) -> AsyncGenerator[feed_pb2.WatchResponse, None]:
+        """Every message of the feed but ``End``, once, in order, verified; over gRPC. Raises as ``watch`` does.
+
+        *recording* is given all that comes, before it is looked at, for ``validation``.
         """
 
         async def connect(start: Start) -> AsyncGenerator[feed_pb2.WatchResponse, None]:
             request = watching.request_of(namespace, start, types, filter)
-            async for message in watching.connect(self._channel, request, await self._metadata(namespace)):
-                yield message
+            metadata = await self._credentials.metadata(namespace)
+            if recording is not None:
+                recording.connected(start)
+            try:
+                async for message in watching.connect(self._channel, request, metadata):
+                    if recording is not None:
+                        recording.received(message_of_protobuf(message))
+                    yield message
+            except ApiError as failure:
+                raise await self._credentials.judge(failure, metadata) from failure
 
-        return follow(connect, watching.look, Position(start, not types and not filter), self._patience)
+        return self._follow(connect, watching.look, start, is_everything=not types and not filter)
 
-    def watch_http(
-        self, namespace: str, start: Start, *, transport: Transport, types: Sequence[str] = (), filter: str = ""
+    def feed_http(
+        self,
+        namespace: str,
+        start: Start,
+        *,
+        transport: Transport,
+        types: Sequence[str] = (),
+        filter: str = "",
+        recording: Recording | None = None,
     ) -> AsyncGenerator[JsonMessage, None]:
         """The same over HTTP. Messages are JSON objects as the contract describes them."""
         url = f"{self._rest}/v1/namespaces/{namespace}:watch"
@@ -114,11 +162,28 @@ class Client:
         async def connect(at: Start) -> AsyncGenerator[JsonMessage, None]:
             # Server-sent events resume by the id of the last one, so their URL stays as it was.
             query = [*(start if transport == "sse" else at).query(), *selection]
-            headers = dict(await self._metadata(namespace))
-            async for message in connects[transport](self._http(), url, query, headers):
-                yield message
+            metadata = await self._credentials.metadata(namespace)
+            if recording is not None:
+                recording.connected(at)
+            try:
+                async for message in connects[transport](self._http(), url, query, dict(metadata)):
+                    if recording is not None:
+                        recording.received(message_of_json(message))
+                    yield message
+            except ApiError as failure:
+                raise await self._credentials.judge(failure, metadata) from failure
 
-        return follow(connect, http_watching.look, Position(start, not selection), self._patience)
+        return self._follow(connect, http_watching.look, start, is_everything=not selection)
+
+    def _follow(
+        self,
+        connect: Callable[[Start], AsyncGenerator[T, None]],
+        look: Callable[[T], Seen],
+        start: Start,
+        *,
+        is_everything: bool,
+    ) -> AsyncGenerator[T, None]:
+        return follow(connect, look, Position(start, is_everything), self._patience, self.counters)
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -126,6 +191,10 @@ class Client:
         return self._session
 
     # Entities
+
+    def writer(self, namespace: str) -> BatchingWriter:
+        """Carries concurrent single writes to *namespace* together; each keeps its own outcome."""
+        return BatchingWriter(partial(self.batch_write, namespace), self._patience)
 
     async def transact(
         self,
@@ -244,16 +313,17 @@ class Client:
     async def _call(self, method: Callable[..., Any], request: Message, namespace: str) -> Any:
         backoff = Backoff(self._patience)
         while True:
-            metadata = await self._metadata(namespace)
             try:
-                return await method(request, metadata=tuple(metadata), timeout=TRY_SECONDS)
-            except grpc.aio.AioRpcError as failure:
-                await backoff.wait(watching.error_of(failure))
+                return await self._try(method, request, namespace)
+            except ApiError as failure:
+                await backoff.wait(failure)
 
-    async def _metadata(self, namespace: str) -> list[tuple[str, str]]:
-        token = self._token if isinstance(self._token, str) else await self._token()
-        # Lets the edge send one namespace to the same replicas, so that batches grow (AIP-4222).
-        return [("authorization", f"Bearer {token}"), ("x-goog-request-params", f"namespace={namespace}")]
+    async def _try(self, method: Callable[..., Any], request: Message, namespace: str) -> Any:
+        metadata = await self._credentials.metadata(namespace)
+        try:
+            return await method(request, metadata=tuple(metadata), timeout=TRY_SECONDS)
+        except grpc.aio.AioRpcError as failure:
+            raise await self._credentials.judge(watching.error_of(failure), metadata) from failure
 
 
 def _namespace_of(name: str) -> str:

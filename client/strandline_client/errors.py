@@ -23,7 +23,7 @@ Check: TypeAlias = Literal[
 """The promises of a feed, by name; ``validation`` says what each means."""
 
 # Ends after which the position is worth nothing any more: only a new snapshot helps.
-_LOST = frozenset({"COMPACTED", "EPOCH_CHANGED", "SNAPSHOT_EXPIRED"})
+LOST = frozenset({"COMPACTED", "EPOCH_CHANGED", "SNAPSHOT_EXPIRED"})
 
 
 @dataclass(eq=False)
@@ -58,7 +58,7 @@ class FeedEnded(Exception):
     @property
     def position_is_lost(self) -> bool:
         """Whether the namespace lives on and only this position does not: begin anew with a snapshot."""
-        return self.reason in _LOST
+        return self.reason in LOST
 
     def __str__(self) -> str:
         return f"{self.reason} at {self.epoch}.{self.revision}: {self.detail}"

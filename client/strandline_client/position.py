@@ -11,6 +11,8 @@ from strandline_client.verify import RangeVerifier, SnapshotVerifier
 
 # Ends after which the same position works again, at once or soon.
 RESUMABLE = frozenset({"DRAINING", "TOKEN_EXPIRED", "ACCESS_UNVERIFIABLE", "UNAVAILABLE"})
+# The end of a feed that was asked to have one.
+_COMPLETED = "COMPLETED"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,7 @@ class Position:
 
     start: Start
     dense: bool
+    is_complete: bool = False
     _ranges: RangeVerifier = field(init=False)
     _snapshot: SnapshotVerifier | None = field(init=False)
 
@@ -74,6 +77,16 @@ class Position:
     def _begin(self) -> RangeVerifier:
         after = self.start.after_revision
         return RangeVerifier(self.dense, self.start.epoch if after is not None else "", after)
+
+    @property
+    def epoch(self) -> str:
+        """Of the last message; empty before the first."""
+        return self._ranges.epoch
+
+    @property
+    def revision(self) -> int:
+        """The last one covered; 0 before the first message."""
+        return self._ranges.revision or 0
 
     def resume(self) -> Start:
         """Where the next connection begins."""
@@ -89,6 +102,9 @@ class Position:
             ApiError: it ends the feed; ``start`` says where to go on.
         """
         self._ranges.observe(seen.after, seen.revision, seen.epoch, seen.units)
+        if seen.end is not None and seen.end.reason == _COMPLETED:
+            self.is_complete = True
+            return
         if seen.end is not None:
             self._end(seen.end, seen)
         if seen.page is not None:

@@ -21,7 +21,7 @@ The first seven are also checked on live traffic, as far as the stream alone tel
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from strandline_client.errors import Check, FeedViolation
 from strandline_client.history import Acknowledgement, Change, Json, Message, Recording, Selection, Unit
@@ -129,10 +129,16 @@ def _content(change: Change) -> Json | None:
 
 def _of_stream(recording: Recording) -> Iterator[FeedViolation]:
     """What the stream alone tells: the live checks, on the whole of it."""
-    first = recording.sessions[0].start if recording.sessions else None
-    after = first.after_revision if first is not None else None
-    ranges = RangeVerifier(recording.selection.is_everything, first.epoch if first and after is not None else "", after)
+    dense = recording.selection.is_everything
+    ranges = RangeVerifier(dense)
     for session in recording.sessions:
+        start = session.start
+        if start.after_revision is not None:
+            if ranges.revision not in (None, start.after_revision):
+                yield FeedViolation("resumable", f"cut at {ranges.revision}, resumed after {start.after_revision}")
+            ranges = replace(ranges, epoch=start.epoch or ranges.epoch, revision=start.after_revision)
+        elif not start.resume_token:
+            ranges = RangeVerifier(dense)
         ranges.reconnected()
         for message in session.messages:
             units = None if message.units is None else [(unit.revision, unit) for unit in message.units]
@@ -180,10 +186,10 @@ def _of_unit(unit: Unit, selection: Selection, truth: _Truth) -> Iterator[FeedVi
 
 def _of_absences(recording: Recording, seen: Mapping[int, set[str]], truth: _Truth) -> Iterator[FeedViolation]:
     """Units that lie in the covered ranges and concern the reader, but did not come, or not as a whole."""
-    covered = list(recording.messages)
-    if not covered:
-        return
-    for revision in range(covered[0].after + 1, covered[-1].revision + 1):
+    covered = {
+        revision for message in recording.messages for revision in range(message.after + 1, message.revision + 1)
+    }
+    for revision in sorted(covered):
         wanted = {
             name
             for name, change in truth.units.get(revision, {}).items()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from strandline.stream.v1 import feed_pb2, stream_service_pb2, stream_service_pb2_grpc
 
 from strandline_client.errors import ApiError
@@ -64,13 +65,21 @@ def look(message: feed_pb2.WatchResponse) -> Seen:
 
 def error_of(failure: grpc.aio.AioRpcError) -> ApiError:
     """*failure* with the reason that the platform gave, if it was the platform."""
-    info = error_details_pb2.ErrorInfo()
+    status = status_pb2.Status()
     for key, value in failure.trailing_metadata() or ():
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
-            try:
-                details = status_pb2.Status.FromString(value).details
-            except DecodeError:
-                continue
-            for detail in details:
-                detail.Unpack(info)
-    return ApiError(failure.code().name, info.reason, failure.details() or "", dict(info.metadata))
+            with suppress(DecodeError):
+                status.ParseFromString(value)
+    return _error(failure.code().name, failure.details() or "", status)
+
+
+def error_of_status(status: status_pb2.Status) -> ApiError:
+    """The same of a status inside an answer."""
+    return _error(code_pb2.Code.Name(status.code), status.message, status)
+
+
+def _error(code: str, message: str, status: status_pb2.Status) -> ApiError:
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details:
+        detail.Unpack(info)
+    return ApiError(code, info.reason, message, dict(info.metadata))

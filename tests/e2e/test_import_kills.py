@@ -123,7 +123,7 @@ async def check_story(rest: Rest, client: Client, namespace: str, expected: Expe
     _, head = answer.position
     kinds: dict[int, int] = {}
     async with asyncio.timeout(60):
-        async for message in client.watch(namespace, Start(after_revision=0)):  # verifies that nothing is missing
+        async for message in client.feed(namespace, Start(after_revision=0)):  # verifies that nothing is missing
             for unit in message.units.units:
                 for change in unit.changes:
                     kinds[change.kind] = kinds.get(change.kind, 0) + 1

@@ -10,50 +10,22 @@ import pytest
 from strandline.stream.v1 import feed_pb2
 from strandline_cli.watch import run_watch
 from strandline_client import ApiError, Client, FeedEnded, Start, http_watching, watching
-
-from tests.nats import Nats, free_port
+from strandline_client.history import Recording, Unit, unit_of_protobuf
+from strandline_client.validation import validate
 
 from .conftest import TIDES
 from .owner import SYSTEM, Owner
-from .service import ANN, StreamService, access_token
+from .replica import Replica, replica
+from .service import ANN
 
+__all__ = ["replica"]
 TRANSPORTS = ("grpc", "ndjson", "sse", "websocket")
-
-
-@pytest.fixture
-async def replica(owner: Owner, nats_server: Nats, run_folder: Any) -> AsyncGenerator[Replica, None]:
-    # A small ring, so that a slow reader falls off it.
-    options = {"http_port": free_port(), "ring_bytes": 1_000_000}
-    made = Replica(
-        options["http_port"], lambda: StreamService(owner.socket, nats_server.url, run_folder / "s", **options)
-    )
-    await made.start()
-    yield made
-    await made.service.stop()
-
-
-class Replica:
-    """A stream service that can go away and come back at the same addresses."""
-
-    def __init__(self, port: int, make: Callable[[], StreamService]) -> None:
-        self.port = port
-        self._make = make
-
-    async def start(self) -> None:
-        self.service = self._make()
-        await self.service.start()
-
-    def client(self, patience: float | None = 20) -> Client:
-        async def token() -> str:
-            return access_token()
-
-        return Client(self.service.grpc_address, token, rest=f"http://127.0.0.1:{self.port}", patience=patience)
 
 
 def feed(client: Client, transport: Any, start: Start, **selection: Any) -> AsyncGenerator[Any, None]:
     if transport == "grpc":
-        return client.watch("tides", start, **selection)
-    return client.watch_http("tides", start, transport=transport, **selection)
+        return client.feed("tides", start, **selection)
+    return client.feed_http("tides", start, transport=transport, **selection)
 
 
 async def revisions(client: Client, transport: str, start: Start, last: int, **selection: Any) -> list[int]:
@@ -73,8 +45,10 @@ async def revisions(client: Client, transport: str, start: Start, last: int, **s
 async def test_four_watchers_see_every_revision_once_across_restarts(
     owner: Owner, replica: Replica, farewell: str
 ) -> None:
+    recordings = [Recording(transport) for transport in TRANSPORTS]
     async with replica.client() as client:
-        watchers = asyncio.gather(*(revisions(client, t, Start(after_revision=0), 300) for t in TRANSPORTS))
+        start = Start(after_revision=0)
+        watchers = asyncio.gather(*(revisions(client, r.reader, start, 300, recording=r) for r in recordings))
         for n in range(300):
             await owner.put(TIDES, f"b{n % 7}", n=n)
             if n in (50, 150):
@@ -82,6 +56,13 @@ async def test_four_watchers_see_every_revision_once_across_restarts(
             if n in (100, 200):
                 await replica.start()
         assert await watchers == [list(range(1, 301))] * 4
+        log: list[Unit] = []
+        async for message in client.feed("tides", start):
+            log += (unit_of_protobuf(unit) for unit in message.units.units)
+            if message.revision == 300:
+                break
+    assert validate(log, recordings) == []
+    assert min(len(recording.sessions) for recording in recordings) > 1
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -179,6 +160,19 @@ async def test_the_watch_command_prints_a_line_per_change(owner: Owner, replica:
         ("2", "UPDATED", "buoy/a", 'text="flood"'),
         ("3", "DELETED", "buoy/a"),
     ]
+
+
+async def test_the_watch_command_begins_with_what_there_is(owner: Owner, replica: Replica) -> None:
+    await owner.put(TIDES, "a", n=1)
+    printed: asyncio.Queue[str] = asyncio.Queue()
+    async with replica.client() as client:
+        command = asyncio.create_task(run_watch(client, "tides", snapshot=True, write=printed.put_nowait))
+        lines = [(await asyncio.wait_for(printed.get(), 15)).split(maxsplit=4)]
+        await owner.put(TIDES, "a", n=2)
+        lines.append((await asyncio.wait_for(printed.get(), 15)).split(maxsplit=4))
+        command.cancel()
+        await asyncio.gather(command, return_exceptions=True)
+    assert [(line[0], *line[2:]) for line in lines] == [("1", "-", "buoy/a", "n=1"), ("2", "UPDATED", "buoy/a", "n=2")]
 
 
 def test_every_end_is_either_resumed_or_told() -> None:

@@ -256,6 +256,11 @@ def resumed_too_early(history: History, choose: Choose) -> None:
     session.messages[0] = replace(first, after=first.after - 1)
 
 
+def asked_to_resume_too_late(history: History, choose: Choose) -> None:
+    session = choose(s for s in history.recording.sessions[1:])
+    session.start = replace(session.start, after_revision=session.start.after_revision + 1)
+
+
 def resumed_in_another_life(history: History, choose: Choose) -> None:
     session = choose(s for s in history.recording.sessions[1:] if s.messages)
     session.messages[0] = replace(session.messages[0], epoch="deadbeef")
@@ -353,6 +358,7 @@ FAULTS: list[tuple[Check, Fault]] = [
     ("dense", a_hole_in_the_log),
     ("resumable", resumed_too_late),
     ("resumable", resumed_too_early),
+    ("resumable", asked_to_resume_too_late),
     ("resumable", resumed_in_another_life),
     ("bookmarkable", progress_before_its_changes),
     ("bookmarkable", complete_beyond_the_head),

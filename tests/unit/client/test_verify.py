@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from strandline_client import FeedEnded, FeedViolation, Start
 from strandline_client.errors import ApiError, Check
+from strandline_client.following import FeedCounters, follow
 from strandline_client.http_watching import EventSource, look, split
 from strandline_client.position import Ending, Position, Seen
 from strandline_client.verify import RangeVerifier, SnapshotVerifier
@@ -154,6 +157,43 @@ def test_a_position_survives_an_end_before_the_first_message() -> None:
         position.take(Seen(3, 3, "e", end=Ending("DRAINING", "")))
     with pytest.raises(FeedViolation):
         position.take(Seen(4, 5, "e", units=units(5)))
+
+
+async def test_a_violation_is_an_error_and_is_counted_by_its_name() -> None:
+    async def connect(start: Start) -> AsyncGenerator[Seen, None]:
+        yield Seen(0, 1, "e", units(1))
+        yield Seen(2, 3, "e", units(3))
+
+    counters = FeedCounters()
+    feed = follow(connect, lambda seen: seen, Position(Start(after_revision=0), True), 5, counters)
+    assert (await anext(feed)).revision == 1
+    with pytest.raises(FeedViolation, match="dense"):
+        await anext(feed)
+    assert counters == FeedCounters(connections=1, messages=1, violations=Counter({"dense": 1}))
+
+
+async def test_a_feed_that_is_complete_ends_without_an_error() -> None:
+    async def connect(start: Start) -> AsyncGenerator[Seen, None]:
+        yield Seen(0, 1, "e", units(1))
+        yield Seen(1, 1, "e", end=Ending("COMPLETED", ""))
+
+    position = Position(Start(after_revision=0), True)
+    found = [seen.revision async for seen in follow(connect, lambda seen: seen, position, 5, FeedCounters())]
+    assert found == [1, 1]
+
+
+async def test_a_position_that_is_refused_as_lost_ends_the_feed_with_where_it_was() -> None:
+    async def connect(start: Start) -> AsyncGenerator[Seen, None]:
+        if start.after_revision:
+            raise ApiError("OUT_OF_RANGE", "COMPACTED", "too old")
+        yield Seen(0, 4, "e")
+
+    position = Position(Start(after_revision=0), False)
+    with pytest.raises(FeedEnded) as raised:
+        async for _ in follow(connect, lambda seen: seen, position, 5, FeedCounters()):
+            pass
+    assert (raised.value.reason, raised.value.epoch, raised.value.revision) == ("COMPACTED", "e", 4)
+    assert raised.value.position_is_lost
 
 
 async def test_the_id_of_an_event_is_known_before_its_message_is_given_away() -> None:
