@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, cast
 
 from services.runtime.errors import InvalidArgument, invalid_field
@@ -34,7 +34,8 @@ from services.runtime.filters.ast import (
 from services.runtime.filters.attributes import ATTRIBUTES, OWN_FIELDS
 from services.runtime.filters.folding import fold
 from services.runtime.filters.moments import read_duration, read_timestamp
-from services.runtime.filters.paths import FILTER_PATH_PATTERN, parse_path, unescape
+from services.runtime.filters.paths import FILTER_PATH_PATTERN, STRING, parse_path, unescape
+from services.runtime.filters.shapes import NUMBER, shape_of
 from services.runtime.filters.types import FieldTypes, typed
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ MAX_TERMS: Final = 100
 """Comparisons in a filter."""
 MAX_STARS: Final = 16
 """Wildcards in a text."""
+MAX_SHAPES: Final = 200
+"""Shapes whose trees are kept; one of many terms takes about 100 KB."""
 
 # Twice the same: of restrictions, and of the literals that share one field and operator. What follows a literal decides
 # what its next token may be, so the two kinds of literals are rules of their own: behind one comes a field, behind the
@@ -80,8 +83,8 @@ STAR: "*"
 FUNCTION.2: /(?!(?:AND|OR|NOT)\()[^\W\d][\w.]*\(/
 PATH: /{FILTER_PATH_PATTERN}/s
 OPERATOR: /[<>!]=|[<>=:]/
-STRING: /"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'/s
-NUMBER: /-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?![\w.]|-[0-9])/
+STRING: /{STRING}/s
+NUMBER: /{NUMBER}(?![\w.]|-[0-9])/
 SECONDS.2: /-?[0-9]+(?:\.[0-9]+)?s(?![\w.])/
 TIMESTAMP.2: /[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}[Tt][0-9:.]+(?:[Zz]|[+-][0-9]{{2}}:[0-9]{{2}})?/
 TEXT: /[^\W\d][\w-]*(?:\.[\w-]+)*/
@@ -103,20 +106,39 @@ def parse_filter(text: str, field_types: FieldTypes | None = None, *, of_entity:
     Raises:
         InvalidArgument: ``INVALID_FIELD``; the message says what is wrong at which character, counted from 1.
     """
-    from lark.exceptions import UnexpectedInput
-
     if len(text) > MAX_LENGTH:
         raise _refuse(MAX_LENGTH, f"longer than {MAX_LENGTH} characters")
     try:
         text.encode()
-        tree = _parser().parse(text)
     except UnicodeEncodeError as error:
         raise _refuse(error.start, "lone surrogate") from None
-    except UnexpectedInput as error:
-        raise _explain(error, text) from None
+    shape, literals = shape_of(text)
+    try:
+        return _built(_parsed_shape(shape), literals, field_types, of_entity=of_entity)
+    except InvalidArgument:
+        # Only in the text itself is everything where a refusal says that it is.
+        return _built(_parsed(text), {}, field_types, of_entity=of_entity)
+
+
+def _built(
+    tree: Tree[Token], literals: Mapping[int, str], field_types: FieldTypes | None, *, of_entity: bool
+) -> Node | None:
     if not tree.children:
         return None
-    return _Builder(field_types or {}, of_entity=of_entity).expression(cast("Tree[Token]", tree.children[0]))
+    builder = _Builder(literals, field_types or {}, of_entity=of_entity)
+    return builder.expression(cast("Tree[Token]", tree.children[0]))
+
+
+def _parsed(text: str) -> Tree[Token]:
+    from lark.exceptions import UnexpectedInput
+
+    try:
+        return _parser().parse(text)
+    except UnexpectedInput as error:
+        raise _explain(error, text) from None
+
+
+_parsed_shape = functools.lru_cache(maxsize=MAX_SHAPES)(_parsed)
 
 
 @functools.cache
@@ -128,9 +150,13 @@ def _parser() -> Lark:
 
 
 class _Builder:
-    """Turns the parser's tree into ours; recursion is bounded because each level of parentheses is counted."""
+    """Turns the parser's tree into ours; recursion is bounded because each level of parentheses is counted.
 
-    def __init__(self, field_types: FieldTypes, *, of_entity: bool) -> None:
+    *literals* are the values to read instead of those in the tree, which then is that of the filter's shape.
+    """
+
+    def __init__(self, literals: Mapping[int, str], field_types: FieldTypes, *, of_entity: bool) -> None:
+        self._literals = literals
         self._field_types = field_types
         self._of_entity = of_entity
         self._terms = 0
@@ -166,11 +192,20 @@ class _Builder:
             self._terms += 1
             if self._terms > MAX_TERMS:
                 raise _refuse(name.start_pos, f"more than {MAX_TERMS} comparisons")
-            value = _literal(literal.children[0])
+            value = _literal(self._given(literal.children[0]))
             node = _comparison(function, name, path, operator, value)
             return _of_entity(typed(node, ATTRIBUTES, "".join)) if of_entity else typed(node, self._field_types)
 
         return self._build(argument, compare, depth)
+
+    def _given(self, literal: Token | Tree[Token]) -> Token | Tree[Token]:
+        """*literal*, or a call with what is in its parentheses, as it stands in the filter."""
+        if _is_tree(literal):
+            call = cast("Tree[Token]", literal)
+            return type(call)(call.data, [self._given(part) for part in call.children])
+        token = cast("Token", literal)
+        given = self._literals.get(token.start_pos or 0)
+        return token if given is None else token.update(value=given)
 
     def _path(self, name: Token) -> tuple[Path, bool]:
         """The path, and whether it begins at the entity and not at its data."""

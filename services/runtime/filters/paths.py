@@ -10,17 +10,19 @@ from services.runtime.errors import invalid_field
 from services.runtime.filters.ast import Path
 
 _IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]*"
-_QUOTED = r"`(?:[^`\\]|\\.)*`"
+QUOTED = r"`(?:[^`\\]|\\.)*`"
+"""Regular expression of a quoted key; like all of these to be compiled with ``re.DOTALL``."""
 
-PATH_PATTERN = rf"{_IDENTIFIER}(?:\.(?:{_IDENTIFIER}|{_QUOTED}))*"
+PATH_PATTERN = rf"{_IDENTIFIER}(?:\.(?:{_IDENTIFIER}|{QUOTED}))*"
 """Regular expression of a path; a quoted key may hold anything, line breaks included (compile with ``re.DOTALL``)."""
 
-_STRING = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
+STRING = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
+"""Regular expression of a text in quotes."""
 
-FILTER_PATH_PATTERN = rf"[^\W\d]\w*(?:\.(?:[\w-]+|{_QUOTED}|{_STRING}))*"
+FILTER_PATH_PATTERN = rf"[^\W\d]\w*(?:\.(?:[\w-]+|{QUOTED}|{STRING}))*"
 """The same as filters write it, where AIP-160 allows more: keys of other letters, digits and ``-``, or in quotes."""
 
-_KEY = re.compile(rf"[\w-]+|{_QUOTED}|{_STRING}", re.DOTALL)
+_KEY = re.compile(rf"[\w-]+|{QUOTED}|{STRING}", re.DOTALL)
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"} | {char: char for char in "\\/\"'`*"}
 
