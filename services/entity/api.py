@@ -227,8 +227,9 @@ class EntityHandlers:
         else:
             page = await self._lister.page(namespace_of_call(call), query, minimum)
         call.position(page.head.revision, page.head.epoch)
+        entities = [masked(message, mask) for message in page.messages] if mask else page.messages
         return (
-            b"".join(wire.delimited(1, masked(message, mask)) for message in page.messages)
+            b"".join([b"\x0a%b%b" % (wire.varint(len(entity)), entity) for entity in entities])
             + wire.text(2, page.next_page_token)
             + wire.integer(3, page.head.revision)
             + wire.text(4, page.head.epoch)

@@ -20,6 +20,8 @@ Entry = tuple[int, bytes]
 """An index and a key in it."""
 
 _MISSING: Final = object()
+_MAX_FIELDS: Final = 100
+"""Paths that a type remembers to be possible: open types have them without end."""
 
 
 class Rendered(NamedTuple):
@@ -41,6 +43,7 @@ class CompiledType:
     def __init__(self, type_: EntityType) -> None:
         self.type = type_
         self.validator = schemas.compile_schema(type_.schema)
+        self._fields: set[Path] = set()  # of those asked for, that entities may have
         self.maintained = tuple(index for index in type_.indexes if index.state != IndexState.FAILED)
         self.unique = tuple(index for index in self.maintained if index.spec.unique)
         references = (reference for reference in type_.references if reference.state != IndexState.FAILED)
@@ -63,8 +66,11 @@ class CompiledType:
     def check_fields(self, paths: Iterable[Path], field: str) -> None:
         """Refuse, as ``INVALID_FIELD`` for *field*, a path at which no entity of the type can have anything."""
         for path in paths:
-            if schemas.rules_out(self.type.schema, path):
-                raise invalid_field(field, schemas.no_field(path))
+            if path not in self._fields:
+                if schemas.rules_out(self.type.schema, path):
+                    raise invalid_field(field, schemas.no_field(path))
+                if len(self._fields) < _MAX_FIELDS:
+                    self._fields.add(path)
 
     def render(self, data: JsonObject, json: bytes, field: str) -> Rendered:
         """Check and encode *data*, whose canonical form is *json*.

@@ -19,6 +19,7 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
@@ -160,6 +161,7 @@ def _leads_to_array(path: Path, field_types: Mapping[Path, frozenset[str]]) -> b
     return any("array" in field_types.get(path[:length], ()) for length in range(1, len(path) + 1))
 
 
+@lru_cache(maxsize=1000)
 def parse_order_by(text: str, field: str = "order_by") -> tuple[IndexField, ...]:
     """Return the fields of ``data.population desc, data.name`` in order; an empty text gives none.
 
