@@ -1,7 +1,7 @@
 """``make bench``: every figure with its ceiling, as JSON lines. ``--only NAME`` one of them, ``--quick`` shorter.
 
-The whole takes some ten minutes; ``million``, which takes as long again, is run by its name alone. Run it on a machine that
-does nothing else: each line says in ``cpu.foreign`` how many cores somebody else took.
+The whole takes some ten minutes; ``million``, which takes as long again, is run by its name alone. Run it on a machine
+that does nothing else: each line says in ``cpu.foreign`` how many cores somebody else took.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from benchmarks import (
     batch_writes,
     deliveries,
     delivery,
+    edge_delivery,
     idle,
     imports,
     million,
@@ -46,6 +47,8 @@ async def _main(only: str | None, quick: bool) -> None:
             names = ("user", "entity", "stream") if subject == "stream" else ("user", "entity")
             async with stack(names, subject=subject) as running:
                 await run(running, quick=quick)
+    if only in (None, "edge_delivery"):
+        await edge_delivery.run(quick=quick)
     if only in (None, "imports"):
         await imports.run(quick=quick)
     if only == "million":  # ten minutes by itself
@@ -54,7 +57,7 @@ async def _main(only: str | None, quick: bool) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=[*_BENCHMARKS, "imports", "million"])
+    parser.add_argument("--only", choices=[*_BENCHMARKS, "edge_delivery", "imports", "million"])
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: a try, not a figure")
     return parser.parse_args()
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import grpc
 import orjson
-from strandline.entity.v1 import entity_service_pb2
+from strandline.entity.v1 import entity_service_pb2, entity_service_pb2_grpc
 from strandline.stream.v1 import stream_service_pb2
 
 from benchmarks import figures
@@ -63,7 +63,8 @@ async def run(stack: Stack, *, quick: bool) -> None:
         return
     seconds, rounds = (3, 1) if quick else (10, 2)
     async with tenant(stack, indexed=False) as place, _peer(stack) as (peer_write, peer_pid):
-        epoch = await epoch_of(place)
+        epoch, folder = await epoch_of(place), stack.layout.run
+        write = writer(place.entities, place.type_name, place.metadata)
         watch = stream_service_pb2.WatchRequest(parent=place.parent, now=True).SerializeToString()
         transports = {
             "ndjson": (stack.feeds, sinks.http_hello(f"/v1/{place.parent}:watch?now=true", place.token)),
@@ -78,9 +79,20 @@ async def run(stack: Stack, *, quick: bool) -> None:
             for _ in range(rounds):
                 peer_hello = sinks.http_hello("/", "")
                 with peer_meter.running():
-                    theirs.append(await round_of(stack, _peer_feed(stack), peer_hello, READY, peer_write, seconds))
+                    theirs.append(
+                        await round_of(stack.layout.run, _peer_feed(stack), peer_hello, READY, peer_write, seconds)
+                    )
                 with meter.running():
-                    ours.append(await round_of(stack, socket, hello, epoch, _writer(place), seconds))
+                    ours.append(
+                        await round_of(
+                            stack.layout.run,
+                            socket,
+                            hello,
+                            epoch,
+                            writer(place.entities, place.type_name, place.metadata),
+                            seconds,
+                        )
+                    )
             context = {
                 "subscribers": SUBSCRIBERS,
                 "commits_per_second": PER_SECOND,
@@ -112,23 +124,24 @@ def _median(percent: int, rounds: Sequence[Sequence[float]]) -> float:
 
 
 async def round_of(
-    stack: Stack,
-    socket: Path,
+    folder: Path,
+    address: Path | str,
     hello: sinks.Hello,
     ready: str,
     write: Write,
     seconds: int,
     *,
     subscribers: int = SUBSCRIBERS,
+    per_second: int = PER_SECOND,
 ) -> Latencies:
-    """One commit every 10 ms for *seconds*; what *subscribers* saw of them."""
-    count = seconds * PER_SECOND
+    """*per_second* commits for *seconds*, evenly; what *subscribers* saw of them."""
+    count = seconds * per_second
     sent, committed, acknowledged = [0] * count, [0] * count, [0] * count
-    async with sinks.sink(stack.layout.run, socket, hello, ready, subscribers=subscribers, expected=count) as there:
+    async with sinks.sink(folder, address, hello, ready, subscribers=subscribers, expected=count) as there:
         begin = time.monotonic() + 0.1
 
         async def commit(number: int) -> None:
-            await asyncio.sleep(begin + number / PER_SECOND - time.monotonic())
+            await asyncio.sleep(begin + number / per_second - time.monotonic())
             sent[number] = time.time_ns()
             committed[number] = await write(sinks.mark(number))
             acknowledged[number] = time.time_ns()
@@ -145,11 +158,15 @@ async def round_of(
     )
 
 
-def _writer(place: Tenant) -> Write:
+def writer(
+    entities: entity_service_pb2_grpc.EntityServiceAsyncStub, type_name: str, metadata: tuple[tuple[str, str], ...]
+) -> Write:
+    """Creates one entity of *type_name* for each mark."""
+
     async def write(mark: str) -> int:
-        request = entity_service_pb2.CreateEntityRequest(parent=place.type_name)
+        request = entity_service_pb2.CreateEntityRequest(parent=type_name)
         request.entity.data.update({"name": "Municipal Airport", "city": "City", "country": "CH", "mark": mark})
-        answer = await place.entities.CreateEntity(request, metadata=place.metadata)
+        answer = await entities.CreateEntity(request, metadata=metadata)
         return answer.entity.update_time.ToNanoseconds()
 
     return write

@@ -2,12 +2,14 @@
  *
  *   sink SOCKET CONNECTIONS HELLO REPLY READY EXPECTED RECORDS
  *
- * Opens CONNECTIONS to the unix socket SOCKET and sends each the file HELLO, and the file REPLY once the first bytes
+ * Opens CONNECTIONS to SOCKET (the path of a unix socket, or 127.0.0.1:PORT) and sends each the file HELLO, and the file REPLY once the first bytes
  * came back. Says "ready" when the text READY was seen on all. Then notes when each mark ("mark-" and nine digits)
  * arrives on each connection, whatever the format around it. When every connection had EXPECTED marks, or on SIGTERM,
  * writes to RECORDS, for each mark in order of arrival: connection (u32), mark (u32), CLOCK_REALTIME in ns (i64).
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -40,11 +42,19 @@ static char *slurp(const char *path, size_t *length) {
     return copy;
 }
 
-static int dial(const char *path) {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
-    strncpy(address.sun_path, path, sizeof address.sun_path - 1);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address)) die(path);
+static int dial(const char *address) {
+    struct sockaddr_un local = {.sun_family = AF_UNIX};
+    struct sockaddr_in internet = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    const char *port = strrchr(address, ':');
+    int fd = socket(port ? AF_INET : AF_UNIX, SOCK_STREAM, 0), failed;
+    if (port) {
+        internet.sin_port = htons(atoi(port + 1));
+        failed = connect(fd, (struct sockaddr *)&internet, sizeof internet);
+    } else {
+        strncpy(local.sun_path, address, sizeof local.sun_path - 1);
+        failed = connect(fd, (struct sockaddr *)&local, sizeof local);
+    }
+    if (fd < 0 || failed) die(address);
     return fd;
 }
 

@@ -122,9 +122,12 @@ class Sink:
 
 @asynccontextmanager
 async def sink(
-    folder: Path, socket: Path, hello: Hello, ready: str, *, subscribers: int, expected: int
+    folder: Path, address: Path | str, hello: Hello, ready: str, *, subscribers: int, expected: int
 ) -> AsyncIterator[Sink]:
-    """Connect *subscribers* to *socket*; the block begins when *ready* (a text) has reached all of them."""
+    """Connect *subscribers* to *address* (a socket's path, or host:port).
+
+    The block begins when *ready* (a text) has reached all of them.
+    """
     program = folder / "sink"
     if not program.exists():
         source = Path(__file__).with_suffix(".c")
@@ -135,7 +138,7 @@ async def sink(
     first.write_bytes(hello.first)
     reply.write_bytes(hello.reply)
     process = await asyncio.create_subprocess_exec(
-        *(*pin(LOAD_CORE), str(program), str(socket), str(subscribers), str(first), str(reply), ready),
+        *(*pin(LOAD_CORE), str(program), str(address), str(subscribers), str(first), str(reply), ready),
         *(str(expected), str(records)),
         stdout=asyncio.subprocess.PIPE,
     )

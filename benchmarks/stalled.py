@@ -52,7 +52,7 @@ async def run(stack: Stack, *, quick: bool) -> None:
             before = process.memory_info().rss
             with _stalled(stack.feeds, hello, with_it) as stalled, meter.running():
                 latencies = await round_of(
-                    stack, stack.feeds, hello, epoch, _writer(place), seconds, subscribers=SUBSCRIBERS
+                    stack.layout.run, stack.feeds, hello, epoch, _writer(place), seconds, subscribers=SUBSCRIBERS
                 )
                 if number:
                     p99s[with_it].append(figures.percentile(latencies.from_commit, 99))
