@@ -79,20 +79,9 @@ async def run(stack: Stack, *, quick: bool) -> None:
             for _ in range(rounds):
                 peer_hello = sinks.http_hello("/", "")
                 with peer_meter.running():
-                    theirs.append(
-                        await round_of(stack.layout.run, _peer_feed(stack), peer_hello, READY, peer_write, seconds)
-                    )
+                    theirs.append(await round_of(folder, _peer_feed(stack), peer_hello, READY, peer_write, seconds))
                 with meter.running():
-                    ours.append(
-                        await round_of(
-                            stack.layout.run,
-                            socket,
-                            hello,
-                            epoch,
-                            writer(place.entities, place.type_name, place.metadata),
-                            seconds,
-                        )
-                    )
+                    ours.append(await round_of(folder, socket, hello, epoch, write, seconds))
             context = {
                 "subscribers": SUBSCRIBERS,
                 "commits_per_second": PER_SECOND,
