@@ -290,6 +290,7 @@ def watch(
     namespace: Annotated[str, typer.Argument(callback=_namespace)],
     after: Annotated[int | None, typer.Option(min=0, help="Begin after this revision; left out: now.")] = None,
     snapshot: Annotated[bool, typer.Option("--snapshot", help="Begin with all that there is.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Stop where the log was at the beginning.")] = False,
     types: Annotated[
         list[str] | None, typer.Option(callback=_types, help="Only changes of these types; may be repeated.")
     ] = None,
@@ -314,6 +315,7 @@ def watch(
                 namespace,
                 after=after,
                 snapshot=snapshot,
+                once=once,
                 types=types or (),
                 filter=filter_,
                 as_json=as_json,

@@ -19,6 +19,7 @@ async def run_watch(
     *,
     after: int | None = None,
     snapshot: bool = False,
+    once: bool = False,
     types: Sequence[str] = (),
     filter: str = "",
     as_json: bool = False,
@@ -29,13 +30,14 @@ async def run_watch(
     Args:
         after: begin after this revision; None: now.
         snapshot: begin with all that there is, instead.
+        once: stop where the log was at the beginning.
         write: takes one line without its end.
 
     Raises:
         ApiError, FeedEnded: the platform refused, or ended the feed for good.
     """
     start = Start(snapshot=True) if snapshot else Start(now=True) if after is None else Start(after_revision=after)
-    feed = client.feed_http(namespace, start, transport="ndjson", types=types, filter=filter)
+    feed = client.feed_http(namespace, start, transport="ndjson", once=once, types=types, filter=filter)
     async with aclosing(feed) as messages:
         async for message in messages:
             for line in [json.dumps(message)] if as_json else _lines(message):

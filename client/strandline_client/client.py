@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import aiohttp
 import grpc
@@ -30,6 +30,7 @@ from strandline_client.history import Recording, message_of_json, message_of_pro
 from strandline_client.http_watching import JsonMessage, Transport
 from strandline_client.position import Position, Seen, Start
 from strandline_client.retry import Backoff, new_request_id
+from strandline_client.selection import Selection, parameters, selects_everything
 from strandline_client.units import Watch
 
 T = TypeVar("T")
@@ -91,8 +92,12 @@ class Client:
 
     # Feeds
 
-    def watch(self, namespace: str, start: Start = _NOW, *, types: Sequence[str] = (), filter: str = "") -> Watch:
+    def watch(
+        self, namespace: str, start: Start = _NOW, *, once: bool = False, **selection: Unpack[Selection]
+    ) -> Watch:
         """``async for unit in client.watch(...)``: each unit once, in order, verified, across broken connections.
+
+        *once* stops at the revision that is the newest at the start.
 
         Raises:
             ValueError: *start* is a snapshot, whose entities are no units: that is for ``cache`` or ``feed``.
@@ -102,22 +107,22 @@ class Client:
         """
         if start.snapshot or start.resume_token:
             raise ValueError("a snapshot consists of entities, not of units: use cache() or feed()")
-        return Watch(self.feed(namespace, start, types=types, filter=filter), start)
+        return Watch(self.feed(namespace, start, once=once, **selection), start)
 
-    def cache(
-        self, namespace: str, *, types: Sequence[str] = (), filter: str = "", on_change: OnChange | None = None
-    ) -> Cache:
+    def cache(self, namespace: str, *, on_change: OnChange | None = None, **selection: Unpack[Selection]) -> Cache:
         """A copy of all entities that match, in this process, that follows the feed: ``async with`` fills it."""
-        return Cache(partial(self.feed, namespace, types=types, filter=filter), on_change)
+        selection.setdefault("include_previous", False)
+        selection.setdefault("progress_seconds", 1)
+        return Cache(partial(self.feed, namespace, **selection), on_change)
 
     def feed(
         self,
         namespace: str,
         start: Start,
         *,
-        types: Sequence[str] = (),
-        filter: str = "",
+        once: bool = False,
         recording: Recording | None = None,
+        **selection: Unpack[Selection],
     ) -> AsyncGenerator[feed_pb2.WatchResponse, None]:
         """Every message of the feed but ``End``, once, in order, verified; over gRPC. Raises as ``watch`` does.
 
@@ -125,7 +130,7 @@ class Client:
         """
 
         async def connect(start: Start) -> AsyncGenerator[feed_pb2.WatchResponse, None]:
-            request = watching.request_of(namespace, start, types, filter)
+            request = watching.request_of(namespace, start, selection, once=once)
             metadata = await self._credentials.metadata(namespace)
             if recording is not None:
                 recording.connected(start)
@@ -137,7 +142,7 @@ class Client:
             except ApiError as failure:
                 raise await self._credentials.judge(failure, metadata) from failure
 
-        return self._follow(connect, watching.look, start, is_everything=not types and not filter)
+        return self._follow(connect, watching.look, start, is_everything=selects_everything(selection))
 
     def feed_http(
         self,
@@ -145,13 +150,13 @@ class Client:
         start: Start,
         *,
         transport: Transport,
-        types: Sequence[str] = (),
-        filter: str = "",
+        once: bool = False,
         recording: Recording | None = None,
+        **selection: Unpack[Selection],
     ) -> AsyncGenerator[JsonMessage, None]:
         """The same over HTTP. Messages are JSON objects as the contract describes them."""
         url = f"{self._rest}/v1/namespaces/{namespace}:watch"
-        selection = [*(("types", name) for name in types), *([("filter", filter)] if filter else [])]
+        wanted = [*parameters(selection), *([("once", "true")] if once else [])]
         events = http_watching.EventSource()
         connects = {
             "ndjson": http_watching.connect_lines,
@@ -161,7 +166,7 @@ class Client:
 
         async def connect(at: Start) -> AsyncGenerator[JsonMessage, None]:
             # Server-sent events resume by the id of the last one, so their URL stays as it was.
-            query = [*(start if transport == "sse" else at).query(), *selection]
+            query = [*(start if transport == "sse" else at).query(), *wanted]
             metadata = await self._credentials.metadata(namespace)
             if recording is not None:
                 recording.connected(at)
@@ -173,7 +178,7 @@ class Client:
             except ApiError as failure:
                 raise await self._credentials.judge(failure, metadata) from failure
 
-        return self._follow(connect, http_watching.look, start, is_everything=not selection)
+        return self._follow(connect, http_watching.look, start, is_everything=selects_everything(selection))
 
     def _follow(
         self,

@@ -15,6 +15,11 @@ from strandline_client.position import Start
 Json: TypeAlias = Mapping[str, Any]
 
 
+def type_of(name: str) -> str:
+    """The type's id, from ``namespaces/{namespace}/types/{type}[/entities/{entity}]``."""
+    return name.split("/", 4)[3]
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """What happened to *name*, an entity or a type. Contents are JSON; None: there is none."""
@@ -23,11 +28,6 @@ class Change:
     name: str
     data: Json | None = None
     previous: Json | None = None
-
-    @property
-    def type_id(self) -> str:
-        """From ``namespaces/{namespace}/types/{type}[/entities/{entity}]``."""
-        return self.name.split("/", 4)[3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +71,26 @@ class Session:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a reader asked for; *matches* is its filter, None: everything. *previous*: whether it wanted that."""
+    """What a reader asked for; *matches* is its filter, None: everything. *previous*: whether it wanted that.
+
+    ``ids`` are full names. A read mask is not known here: record without one what is to be judged by its content.
+    """
 
     types: frozenset[str] = frozenset()
+    ids: frozenset[str] = frozenset()
     matches: Callable[[Json], bool] | None = None
     previous: bool = True
 
     @property
     def is_everything(self) -> bool:
         """Whether every revision concerns this reader."""
-        return not self.types and self.matches is None
+        return not self.types and not self.ids and self.matches is None
+
+    def is_about(self, name: str) -> bool:
+        """Whether the reader asked for that entity or type, whatever it holds."""
+        if self.ids:
+            return name in self.ids or any(entity.startswith(f"{name}/") for entity in self.ids)
+        return not self.types or type_of(name) in self.types
 
 
 @dataclass

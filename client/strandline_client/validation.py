@@ -106,7 +106,7 @@ class _Truth:
 
     def expected(self, revision: int, change: Change, selection: Selection) -> str:
         """What *change* is to the reader; empty: nothing."""
-        if selection.types and change.type_id not in selection.types:
+        if not selection.is_about(change.name):
             return ""
         if selection.matches is None or change.kind in _UNFILTERED:
             return change.kind
@@ -227,8 +227,7 @@ def _compare(
     came: Mapping[str, tuple[int, Json]], done: Message, selection: Selection, truth: _Truth
 ) -> Iterator[FeedViolation]:
     for name, (revision, data) in truth.live_at(done.revision).items():
-        wanted = not selection.types or Change("", name).type_id in selection.types
-        wanted = wanted and (selection.matches is None or selection.matches(data))
+        wanted = selection.is_about(name) and (selection.matches is None or selection.matches(data))
         if name in truth.purged or came.get(name) == ((revision, data) if wanted else None):
             continue
         yield FeedViolation("snapshot", f"{name} at {done.revision}: {came.get(name)} instead of {(revision, data)}")

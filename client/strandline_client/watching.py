@@ -12,11 +12,13 @@ from strandline.stream.v1 import feed_pb2, stream_service_pb2, stream_service_pb
 
 from strandline_client.errors import ApiError
 from strandline_client.position import Ending, Seen, Start
+from strandline_client.selection import Selection, fill
 
 
-def request_of(namespace: str, start: Start, types: Sequence[str], filter: str) -> stream_service_pb2.WatchRequest:
+def request_of(namespace: str, start: Start, selection: Selection, *, once: bool) -> stream_service_pb2.WatchRequest:
     """The request that begins at *start*."""
-    request = stream_service_pb2.WatchRequest(parent=f"namespaces/{namespace}", types=types, filter=filter)
+    request = stream_service_pb2.WatchRequest(parent=f"namespaces/{namespace}", once=once)
+    fill(request, selection)
     if start.resume_token:
         request.resume_token = start.resume_token
     elif start.after_revision is not None:

@@ -10,7 +10,7 @@ import pytest
 from strandline.stream.v1 import feed_pb2
 from strandline_cli.watch import run_watch
 from strandline_client import ApiError, Client, FeedEnded, Start, http_watching, watching
-from strandline_client.history import Recording, Unit, unit_of_protobuf
+from strandline_client.history import Recording, Selection, Unit, unit_of_protobuf
 from strandline_client.validation import validate
 
 from .conftest import TIDES
@@ -160,6 +160,29 @@ async def test_the_watch_command_prints_a_line_per_change(owner: Owner, replica:
         ("2", "UPDATED", "buoy/a", 'text="flood"'),
         ("3", "DELETED", "buoy/a"),
     ]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_feed_of_one_entity_with_one_field_lists_and_stops(
+    owner: Owner, replica: Replica, transport: str
+) -> None:
+    for n in range(3):
+        await owner.write(TIDES, {("buoy", name): {"n": n, "text": "ebb"} for name in ("a", "b")})
+    recording = Recording("one", ids_of("a"))
+    options = {"ids": ["buoy/a"], "read_mask": ["data.n"], "include_previous": False, "progress_seconds": 1}
+    async with replica.client() as client, asyncio.timeout(30):
+        start = Start(after_revision=0)
+        async for _ in feed(client, transport, start, once=True, recording=recording, **options):
+            pass
+    units = [unit for message in recording.messages for unit in message.units or ()]
+    assert [(u.revision, [(c.name[-1], c.data, c.previous) for c in u.changes]) for u in units] == [
+        (n + 1, [("a", {"n": n}, None)]) for n in range(3)
+    ]
+    assert [message.end for message in recording.messages][-1] == "COMPLETED"
+
+
+def ids_of(*ids: str) -> Selection:
+    return Selection(ids=frozenset(f"namespaces/tides/types/buoy/entities/{entity_id}" for entity_id in ids))
 
 
 async def test_the_watch_command_begins_with_what_there_is(owner: Owner, replica: Replica) -> None:

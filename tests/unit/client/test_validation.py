@@ -74,7 +74,7 @@ def seen_by(selection: Selection, unit: Unit) -> Unit | None:
     """What the reader gets of *unit*: the server's rules, told once more."""
     kept = []
     for change in unit.changes:
-        if selection.types and change.type_id not in selection.types:
+        if not is_named(selection, change.name):
             continue
         before, now = (data is not None and is_wanted(selection, data) for data in (change.previous, change.data))
         kinds = {"CREATED": "CREATED" * now, "DELETED": "DELETED" * before}
@@ -82,6 +82,10 @@ def seen_by(selection: Selection, unit: Unit) -> Unit | None:
         if kind := kinds.get(change.kind, crossing[before, now]):
             kept.append(replace(change, kind=kind))
     return Unit(unit.revision, tuple(kept)) if kept else None
+
+
+def is_named(selection: Selection, name: str) -> bool:
+    return name.split("/")[3] in (selection.types or ("buoy", "ship")) and name in (selection.ids or NAMES)
 
 
 def is_wanted(selection: Selection, data: Any) -> bool:
@@ -93,7 +97,7 @@ def snapshot_at(log: list[Unit], selection: Selection) -> list[PagedEntity]:
     for unit in log:
         for change in unit.changes:
             state.pop(change.name, None)
-            if change.kind != "DELETED" and (not selection.types or change.type_id in selection.types):
+            if change.kind != "DELETED" and is_named(selection, change.name):
                 assert change.data is not None
                 if is_wanted(selection, change.data):
                     state[change.name] = PagedEntity(change.name, unit.revision, change.data)
@@ -110,8 +114,9 @@ def histories(draw: st.DrawFn, at_least: int = 0) -> History:
     """What a server without faults sends, cut into messages and connections anywhere."""
     log = draw(logs(at_least))
     limit = draw(st.none() | st.integers(0, 3))
-    types = draw(st.sampled_from([frozenset[str](), frozenset({"buoy"})]))
-    selection = Selection(types, None if limit is None else lambda data: data["n"] >= limit)
+    types, ids = draw(st.sampled_from([((), ()), (("buoy",), ()), ((), (NAMES[0], NAMES[4]))]))
+    matches = None if limit is None else lambda data: data["n"] >= limit
+    selection = Selection(frozenset(types), frozenset(ids), matches)
     begin = draw(st.integers(0, len(log)))
     snapshot = draw(st.booleans())
     recording = Recording("reader", selection)
