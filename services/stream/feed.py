@@ -19,6 +19,7 @@ from strandline.stream.v1 import feed_pb2
 
 from services.runtime.changelog import Head
 from services.runtime.errors import FailedPrecondition, NotFound, OutOfRange, Unavailable
+from services.stream.audiences import Audience
 from services.stream.hub import Hub
 from services.stream.messages import Message, OtherMessage, UnitsMessage
 from services.stream.permit import Ended, Permit
@@ -77,6 +78,7 @@ class Feed:
         self._start = start
         self._tokens = tokens
         self._progress_seconds = progress_seconds or PROGRESS_SECONDS
+        self._audience: Audience | None = None
         self._stop = None if not once else head.revision if start.walk is None else start.revision
         self._cursor = self._sent = start.revision
         self._sent_at = time.monotonic()
@@ -84,6 +86,9 @@ class Feed:
 
     async def messages(self) -> AsyncGenerator[Message, None]:
         """Everything in order. Without end, unless we end it: then ``End`` is the last message."""
+        # One that ends soon looks at the units itself.
+        if self._stop is None and not self._selection.is_everything:
+            self._audience = self._hub.join(self._selection)
         try:
             async with aclosing(self._run()) as messages:
                 async for message in messages:
@@ -95,6 +100,9 @@ class Feed:
         except Exception:
             logger.exception("a feed of %s broke", self._hub.namespace)
             yield self._end(Ended(End.UNAVAILABLE, "the feed broke; resume"))
+        finally:
+            if self._audience is not None:
+                self._hub.leave(self._audience)
 
     async def _run(self) -> AsyncGenerator[Message, None]:
         if self._start.walk is not None:
@@ -110,25 +118,34 @@ class Feed:
                     yield self._progress()
                 raise Ended(End.COMPLETED, "everything up to here was sent")
             # From here to `yield` nothing awaits while the ring is read: what the floor allows stays allowed.
-            if self._cursor >= self._hub.floor:
-                batch = self._hub.batch(self._cursor)
+            if self._audience is not None and self._cursor >= self._audience.since:
+                batch = self._look(self._audience)
+                message = batch and batch.covering(self._sent)
             else:
-                if self._is_overdue():
-                    yield self._progress()
-                batch = await self._read_log()
-            if batch is not None:
-                if self._stop is not None:
+                if self._cursor >= self._hub.floor:
+                    batch = self._hub.batch(self._cursor)
+                else:
+                    if self._is_overdue():
+                        yield self._progress()
+                    batch = await self._read_log()
+                if batch is not None and self._stop is not None:
                     batch = batch.up_to(self._stop)
-                self._cursor = batch.revision
-                if (message := self._selection.of_units(batch, self._sent)) is not None:
-                    yield message
-                    continue
-            if self._is_overdue():
+                self._cursor = batch.revision if batch else self._cursor
+                message = batch and self._selection.of_units(batch, self._sent)
+            if message is not None:
+                yield message
+            elif self._is_overdue():
                 yield self._progress()
             elif batch is None:
-                await self._hub.changed()
+                await (self._audience or self._hub).changed()
             else:
                 await asyncio.sleep(0)  # nothing matched: let others run before the next batch
+
+    def _look(self, audience: Audience) -> UnitsMessage | None:
+        """What follows the cursor, which moves over it and over everything that is known not to match."""
+        batch = audience.batch(self._cursor, self._hub.position)
+        self._cursor = max(self._cursor, batch.revision if batch else self._hub.position)
+        return batch
 
     async def _read_log(self) -> UnitsMessage | None:
         """Units after the cursor from their owner; None: not now."""
