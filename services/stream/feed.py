@@ -166,12 +166,17 @@ class Feed:
             if page is not None:
                 await self._permit.demand()
                 entities = walk.take(page, self._selection)
+                if walk.lease_is_due:
+                    if self._is_overdue():
+                        yield self._page(walk)
+                    await self._patiently(walk.hold(self._logs))
                 walk.token = self._tokens.seal(walk, self._selection)
             if entities or self._is_overdue():
                 yield self._page(walk, entities)
             elif page is None:
                 await self._hub.changed()
         yield self._message(snapshot_done=walk.summary())
+        await walk.release(self._logs)
 
     async def _patiently(self, read: Awaitable[T]) -> T | None:
         """The outcome of *read*; None while its owner is away, for at most ``PATIENCE_SECONDS``."""

@@ -7,7 +7,7 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from strandline.stream.v1 import feed_pb2, stream_service_pb2, stream_service_pb
 from services.runtime import upstream
 from services.runtime.access import AccessCopy
 from services.runtime.bus import Bus
+from services.runtime.call import Call
 from services.runtime.gate import Gate
-from services.runtime.rpc import generic_handler
+from services.runtime.rpc import Method, generic_handler
 from services.runtime.tokens import KeySet, TokenVerifier
 from services.stream.api import StreamHandlers
 from services.stream.feeds import Feeds
@@ -75,7 +76,7 @@ class StreamService:
         logs = Logs(self._upstream, self._upstream)
         self.hubs = Hubs(logs, self.bus, ring_bytes=ring_bytes)
         self._feeds = feeds = Feeds(self.hubs, logs, self.access, ResumeTokens(bytes(32)))
-        gate = Gate(TokenVerifier(ISSUER, _keys), self.access)
+        self._gate = gate = Gate(TokenVerifier(ISSUER, _keys), self.access)
         self._http = HttpPort(feeds, gate.admit)
         self._server = grpc.aio.server()
         handler = generic_handler("strandline.stream.v1.StreamService", StreamHandlers(feeds), gate.admit)
@@ -124,6 +125,16 @@ class StreamService:
             call = stub.Watch(message, metadata=(("authorization", f"Bearer {token or access_token()}"),))
             yield Reader(call.__aiter__())
             call.cancel()
+
+    @asynccontextmanager
+    async def step(self, **request: Any) -> AsyncIterator[Reader]:
+        """A feed without a transport: a message is made when it is asked for, and not before."""
+        message = stream_service_pb2.WatchRequest(parent="namespaces/tides", **request)
+        call = Call({"authorization": f"Bearer {access_token()}"})
+        service = stream_service_pb2.DESCRIPTOR.services_by_name["StreamService"]
+        await self._gate.admit(Method(service.methods_by_name["Watch"]), message, call)
+        async with self._feeds.open(message, call) as feed, aclosing(feed.messages()) as messages:
+            yield Reader(feed_pb2.WatchResponse.FromString(each.protobuf) async for each in messages)
 
     @asynccontextmanager
     async def get(
