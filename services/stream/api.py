@@ -8,16 +8,21 @@ from contextlib import aclosing
 from strandline.stream.v1 import stream_service_pb2
 
 from services.runtime.call import Call
+from services.stream.changes import Changes
 from services.stream.feeds import Feeds
 
 
 class StreamHandlers:
     """The handlers of ``StreamService``."""
 
-    def __init__(self, feeds: Feeds) -> None:
+    def __init__(self, feeds: Feeds, changes: Changes) -> None:
         self._feeds = feeds
+        self._changes = changes
 
     async def watch(self, request: stream_service_pb2.WatchRequest, call: Call) -> AsyncIterator[bytes]:
         async with self._feeds.open(request, call) as feed, aclosing(feed.messages()) as messages:
             async for message in messages:
                 yield message.protobuf
+
+    async def list_changes(self, request: stream_service_pb2.ListChangesRequest, call: Call) -> bytes:
+        return (await self._changes.page(request, call)).protobuf

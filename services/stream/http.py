@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from http import HTTPStatus
@@ -20,11 +21,12 @@ from services.runtime.call import Call
 from services.runtime.errors import Error, PermissionDenied
 from services.runtime.rpc import Admission, Method, translate
 from services.runtime.server import remove_stale_socket
+from services.stream.changes import Changes
 from services.stream.feed import Feed
 from services.stream.feeds import Feeds
 from services.stream.messages import Message, OtherMessage
 from services.stream.problems import headers_of, problem, status_of
-from services.stream.query import parse_watch
+from services.stream.query import fill, parse_watch
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,9 @@ SSE = "text/event-stream"
 MAX_CLIENT_MESSAGE = 4096
 _PORTS = {"http": ":80", "https": ":443"}
 _STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no", "x-content-type-options": "nosniff"}
+# To be kept by the reader alone, and asked about before each use.
+_PAGE_HEADERS = {"cache-control": "private, no-cache", "vary": "authorization", "x-content-type-options": "nosniff"}
+_ETAG = re.compile(r'"[^"]*"')
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -41,13 +46,16 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class HttpPort:
     """The HTTP port of the stream service."""
 
-    def __init__(self, feeds: Feeds, admit: Admission) -> None:
+    def __init__(self, feeds: Feeds, changes: Changes, admit: Admission) -> None:
         self._feeds = feeds
+        self._changes = changes
         self._admit = admit
         service = stream_service_pb2.DESCRIPTOR.services_by_name["StreamService"]
         self._method = Method(service.methods_by_name["Watch"])
+        self._list_changes = Method(service.methods_by_name["ListChanges"])
         app = web.Application(middlewares=[as_problem])
         app.router.add_get("/v1/namespaces/{namespace:[^/:]+}:watch", self._watch, allow_head=False)
+        app.router.add_get("/v1/namespaces/{namespace:[^/:]+}/changes", self._page, allow_head=False)
         # A reader that goes away takes its feed with it at once.
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=2)
 
@@ -81,6 +89,22 @@ class HttpPort:
             if SSE in request.headers.get("accept", ""):
                 return await _lines(request, feed, call.response_headers, SSE, _event)
             return await _lines(request, feed, call.response_headers, NDJSON, _line)
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        call = Call(metadata={key.lower(): value for key, value in request.headers.items()})
+        asked = stream_service_pb2.ListChangesRequest(parent=f"namespaces/{request.match_info['namespace']}")
+        fill(asked, request.rel_url.query.items())
+        await self._admit(self._list_changes, asked, call)
+        page = await self._changes.page(asked, call)
+        headers = {**call.response_headers, **_PAGE_HEADERS, "etag": page.etag}
+        if is_held(request.headers.get("if-none-match", ""), page.etag):
+            return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+        return web.Response(body=page.json, headers={**headers, "content-type": "application/json"})
+
+
+def is_held(if_none_match: str, etag: str) -> bool:
+    """Whether the header says that the client has what *etag* stands for (RFC 9110: the weak comparison)."""
+    return if_none_match.strip() == "*" or etag.removeprefix("W/") in _ETAG.findall(if_none_match)
 
 
 def check_origin(origin: str | None, host: str) -> None:

@@ -18,6 +18,7 @@ from services.runtime.settings import Settings, read_key
 from services.runtime.startup import serve_or_migrate, wait_for_database
 from services.runtime.tokens import TokenVerifier
 from services.stream.api import StreamHandlers
+from services.stream.changes import Changes
 from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hubs import Hubs
@@ -61,9 +62,10 @@ async def serve(settings: StreamSettings) -> None:
     hubs = Hubs(logs, bus)
     feeds = Feeds(hubs, logs, access, tokens)
     gate = Gate(TokenVerifier(settings.token_issuer, RemoteKeys(user).get), access)
-    http = HttpPort(feeds, gate.admit)
+    changes = Changes(hubs)
+    http = HttpPort(feeds, changes, gate.admit)
     server = Server(settings)
-    server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds), gate.admit)
+    server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, changes), gate.admit)
 
     async def say_goodbye() -> None:
         await feeds.drain()

@@ -148,3 +148,25 @@ async def test_a_feed_by_grpc_streams_as_well(stack: Stack) -> None:
             times.append((message.revision, time.monotonic() - started))
     assert [revision for revision, _ in times] == [1, 2]
     assert times[1][1] >= PAUSE
+
+
+async def test_a_page_of_changes_keeps_the_services_word_on_what_may_be_kept(stack: Stack) -> None:
+    seen: dict[str, str] = {}
+
+    async def page(request: web.Request) -> web.StreamResponse:
+        seen.update(request.headers, path=request.path_qs)
+        kept = {"etag": 'W/"1"', "cache-control": "private, no-cache"}
+        if request.headers.get("if-none-match"):
+            return web.Response(status=304, headers=kept)
+        return web.json_response({"units": []}, headers=kept)
+
+    stack.upstreams.http = page
+    path = "/v1/namespaces/demo/changes?after_revision=7&limit=3"
+    reply = await stack.call("GET", path)
+    assert (reply.status, reply.json) == (200, {"units": []})
+    reply = await stack.call("GET", path, if_none_match='W/"1"')
+    assert (reply.status, reply.text) == (304, "")
+    assert (reply.headers["etag"], reply.headers["cache-control"]) == ('W/"1"', "private, no-cache")
+    assert (seen["path"], seen["If-None-Match"]) == (path, 'W/"1"')
+    assert (await stack.call("GET", path, token=None)).reason == "TOKEN_MISSING"
+    assert (await stack.call("POST", path)).status == 405

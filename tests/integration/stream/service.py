@@ -27,6 +27,7 @@ from services.runtime.gate import Gate
 from services.runtime.rpc import Method, generic_handler
 from services.runtime.tokens import KeySet, TokenVerifier
 from services.stream.api import StreamHandlers
+from services.stream.changes import Changes
 from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hub import MAX_RING_BYTES
@@ -77,9 +78,10 @@ class StreamService:
         self.hubs = Hubs(logs, self.bus, ring_bytes=ring_bytes)
         self._feeds = feeds = Feeds(self.hubs, logs, self.access, ResumeTokens(bytes(32)))
         self._gate = gate = Gate(TokenVerifier(ISSUER, _keys), self.access)
-        self._http = HttpPort(feeds, gate.admit)
+        changes = Changes(self.hubs)
+        self._http = HttpPort(feeds, changes, gate.admit)
         self._server = grpc.aio.server()
-        handler = generic_handler("strandline.stream.v1.StreamService", StreamHandlers(feeds), gate.admit)
+        handler = generic_handler("strandline.stream.v1.StreamService", StreamHandlers(feeds, changes), gate.admit)
         self._server.add_generic_rpc_handlers((handler,))
         self._server.add_insecure_port(self.grpc_address)
 
