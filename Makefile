@@ -9,6 +9,10 @@ up: install
 test: install
 	$(BIN)/pytest
 
+# In a headless Chromium, if there is one on the path.
+test-browser: install
+	$(BIN)/pytest tests/browser
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,5 +52,5 @@ lock:
 baseline: install
 	$(BIN)/buf build $(DESCRIPTORS) --path strandline --exclude-source-info --output protos/baseline.json
 
-.PHONY: up test lint bench bench-peers install stubs lock baseline
+.PHONY: up test test-browser lint bench bench-peers install stubs lock baseline
 DESCRIPTORS = $(shell $(BIN)/python -c 'from pathlib import Path; import strandline.rpc; print(Path(list(strandline.rpc.__path__)[0]).parent / "descriptors.binpb")')

@@ -53,8 +53,10 @@ def response_headers(*, tls: bool) -> Json:
     headers = SECURITY_HEADERS | (HSTS if tls else {}) | {"x-request-id": "%REQ(X-REQUEST-ID)%"}
     headers |= {f"ratelimit-{name}": f"%RESP(X-RATELIMIT-{name.upper()})%" for name in ("limit", "remaining", "reset")}
     mutations: list[Json] = [{"remove": "server"}, {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}}]
+    # A service may say better what may be kept, and by whom.
+    actions = dict.fromkeys(headers, "OVERWRITE_IF_EXISTS_OR_ADD") | {"cache-control": "ADD_IF_ABSENT"}
     mutations += [
-        {"append": {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
+        {"append": {"header": {"key": key, "value": value}, "append_action": actions[key]}}
         for key, value in headers.items()
     ]
     mutations.append({"remove_on_match": {"key_matcher": {"prefix": "x-ratelimit-"}}})

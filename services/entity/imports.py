@@ -221,10 +221,9 @@ class Importer:
         finally:
             run.under_way.discard(chunk.offset)
             await _tell(run)
-        shown = [row for row in told if row.status]
         if chunk.dry_run:
-            shown = await self._with_changes(namespace, rows, told)
-        return Answer(state, counts, shown, max(revision, known.revision))
+            told = await self._with_changes(namespace, rows, told)
+        return Answer(state, counts, told, max(revision, known.revision))
 
     async def _known(self, key: ImportKey, namespace: Namespace, actor: str, chunk: Chunk) -> _Known:
         """What is stored; refuses a chunk that belongs to another import than its id says."""
@@ -403,7 +402,10 @@ class Importer:
 def _account(
     chunk: Chunk, rows: Sequence[Row], outcomes: Sequence[Written | BaseException]
 ) -> tuple[list[Told], Counts, int]:
-    """What is to be told of each of *rows* that did anything, the counts, and the newest revision."""
+    """What is to be told of *rows*, the counts, and the newest revision.
+
+    Told are those that are rejected, and in a dry run those that would do anything.
+    """
     told: list[Told] = []
     numbers = dict.fromkeys((Made.CREATED, Made.UPDATED, Made.UNCHANGED), 0)
     revision = 0
@@ -414,7 +416,7 @@ def _account(
             if not outcome.refusal:
                 made = Made(outcome.outcomes[0].made)
                 numbers[made] += 1
-                if made != Made.UNCHANGED:
+                if chunk.dry_run and made != Made.UNCHANGED:
                     told.append(Told(row.line, row.type, row.id, made))
                 continue
             status = status_pb2.Status.FromString(outcome.refusal)

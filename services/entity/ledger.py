@@ -21,7 +21,7 @@ from services.entity.purge_changes import Purge, PurgeRound
 from services.entity.store import EntityRow
 from services.entity.type_changes import TypeChange, TypeRound
 from services.runtime import wire
-from services.runtime.changelog import DELETED, UPDATED
+from services.runtime.changelog import DELETED, UPDATED, Change
 from services.runtime.committer import Decision, Stamp, TooMuch, Unit
 from services.runtime.database import Row, Statement
 from services.runtime.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
@@ -49,11 +49,11 @@ class Write(Unit):
     limits: Limits = UNLIMITED
     indexed: bool = False
     remembers_refusal: bool = False
+    changes_stored: bool = field(init=False)
+    """See ``limits.LimitedUnit``."""
 
-    @property
-    def changes_stored(self) -> bool:
-        """See ``limits.LimitedUnit``."""
-        return any(write.mutation.kind != Kind.CREATE for write in self.writes)
+    def __post_init__(self) -> None:
+        self.changes_stored = [write for write in self.writes if write.mutation.kind != Kind.CREATE] != []
 
 
 EntityUnit: TypeAlias = Write | TypeChange | Purge
@@ -128,16 +128,19 @@ class _Batch:
         self.keys = [write.mutation.key for unit in self.writes for write in unit.writes]
         self.type_ids = dict.fromkeys(key.type for key in self.keys)
         for unit in self.writes:
-            self.keys += [condition.key for condition in unit.preconditions]
-            self.keys += unit.claim.touched
-            self.type_ids |= dict.fromkeys(unit.claim.types)
-            self.type_ids |= dict.fromkeys(condition.key.type for condition in unit.preconditions)
+            if unit.preconditions:
+                self.keys += [condition.key for condition in unit.preconditions]
+                self.type_ids |= dict.fromkeys(condition.key.type for condition in unit.preconditions)
+            if unit.claim is not cascades.NOTHING:
+                self.keys += unit.claim.touched
+                self.type_ids |= dict.fromkeys(unit.claim.types)
         self.targets = list({target: None for unit in self.writes for target in unit.targets})
         self.references = list({entry: None for unit in self.writes for entry in unit.claim.entries})
         self.unique = list({entry: None for unit in self.writes for entry in unit.unique})
         self.known: dict[str, CompiledType] = {}
-        for unit in self.writes:
-            for type_id, compiled in unit.known.items():
+        # The rows of a batch know the same.
+        for known in {id(unit.known): unit.known for unit in self.writes}.values():
+            for type_id, compiled in known.items():
                 if type_id not in self.known or self.known[type_id].generation < compiled.generation:
                     self.known[type_id] = compiled
 
@@ -178,25 +181,26 @@ class EntityRound:
                         raise missing_type(condition.key.type)
                 preconditions.check(unit.preconditions, self.entities)
             effects = [self._effect(unit, place, write, stamp) for place, write in enumerate(unit.writes)]
-            effects += self._consequences(unit, effects, stamp)
-            self._check_references(unit, effects)
-            self._check_unique(unit, effects)
+            if not all(map(self._concerns_nobody, effects)):
+                effects += self._consequences(unit, effects, stamp)
+                self._check_references(unit, effects)
+                self._check_unique(unit, effects)
         except (InvalidArgument, NotFound, AlreadyExists) as failure:
             if not unit.remembers_refusal:
                 raise
             refusal = encode_refusal(failure)
             return Decision((), refusal, refusal)
         assert self.counters is not None
-        deltas = [delta for effect in effects if (delta := self._delta(effect, unit.actor)) is not None]
+        rows, changes, deltas = [], [], []
+        for effect in effects:
+            if effect.row is not None and effect.change is not None:
+                rows.append(effect.row)
+                changes.append(effect.change)
+                deltas.append(self._delta(effect.row, effect.change, unit.actor))
         counted = self.counters.count(unit, stamp.epoch, deltas, stamp.commit_time, stamp.revision)
-        self._rows[id(unit)] = [effect.row for effect in effects if effect.row is not None]
+        self._rows[id(unit)] = rows
         outcomes = [effect.outcome for effect in effects[: len(unit.writes)]]
-        return Decision(
-            [effect.change for effect in effects if effect.change is not None],
-            encode_answer(outcomes),
-            outcomes,
-            partial(self.counters.add, unit, counted),
-        )
+        return Decision(changes, encode_answer(outcomes), outcomes, partial(self.counters.add, unit, counted))
 
     def writes(self, accepted: Sequence[tuple[EntityUnit, Stamp]]) -> Sequence[Statement]:
         """See ``committer.Round``."""
@@ -238,6 +242,13 @@ class EntityRound:
             if unit.indexed and not isinstance(failure, Stale):
                 name_mutation(failure, place)
             raise
+
+    def _concerns_nobody(self, effect: Effect) -> bool:
+        """Whether no other entity has anything to do with *effect*."""
+        row = effect.row
+        if row is None:
+            return True
+        return row.delete_time is None and not effect.taken and not self.types[row.key.type].references
 
     def _consequences(self, unit: Write, effects: Sequence[Effect], stamp: Stamp) -> list[Effect]:
         """What the removals among *effects* do to entities that refer to what is removed."""
@@ -315,11 +326,8 @@ class EntityRound:
                         name_mutation(failure, place)
                     raise failure
 
-    def _delta(self, effect: Effect, actor: str) -> Delta | None:
+    def _delta(self, row: EntityRow, change: Change, actor: str) -> Delta:
         """What an effect does to the counts."""
-        row, change = effect.row, effect.change
-        if row is None or change is None:
-            return None
         current = self.entities.get(row.key)
         if current is None:
             return Delta(row.key.type, 1, len(row.message))
@@ -335,8 +343,6 @@ class EntityRound:
 
     def _check_unique(self, unit: Write, effects: Sequence[Effect]) -> None:
         """Refuse a unit that leaves two live entities with one unique entry; within it, only the end counts."""
-        if not any(effect.taken for effect in effects):
-            return
         freed = {
             (entry, effect.row.key.id)
             for effect in effects
@@ -384,10 +390,11 @@ def encode_answer(outcomes: Sequence[Outcome]) -> bytes:
     results = []
     for name, revision, _, made in outcomes:
         raw = name.encode()
+        etag = etag_of(revision).encode() if revision else b""
         result = b"\x0a%b%b%b\x18%c" % (
             wire.varint(len(raw)),
             raw,
-            wire.text(2, etag_of(revision)) if revision else b"",
+            b"\x12%c%b" % (len(etag), etag) if etag else b"",
             made,
         )
         results.append(b"\x0a%b%b" % (wire.varint(len(result)), result))

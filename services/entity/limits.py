@@ -146,11 +146,12 @@ class Counters:
     def reads(namespace: str, types: Sequence[str], units: Sequence[LimitedUnit]) -> list[Statement]:
         """What counting *units* on *types* needs: the rows that ``of`` takes."""
         statements = []
-        if any(unit.limits.quota.max_entities or unit.limits.quota.max_bytes for unit in units):
+        quotas = _quotas(units)
+        if any(quota.max_entities or quota.max_bytes for quota in quotas):
             statements.append(usage_store.select_total(namespace))
         if scopes := _all_scopes(types, units):
             statements.append(usage_store.select_mass_changes(namespace, scopes))
-        if any(unit.limits.quota.max_writes_per_second for unit in units):
+        if any(quota.max_writes_per_second for quota in quotas):
             statements.append(usage_store.select_budget(namespace))
         return statements
 
@@ -166,7 +167,8 @@ class Counters:
         """The counts in the *rows* of ``reads`` for *types* and *units*."""
         results = iter(rows)
         usage: dict[str, tuple[int, int]] = {}
-        if any(unit.limits.quota.max_entities or unit.limits.quota.max_bytes for unit in units):
+        quotas = _quotas(units)
+        if any(quota.max_entities or quota.max_bytes for quota in quotas):
             usage[""] = next(((live, stored) for live, stored in next(results)), _NONE)
         changes: dict[Scope, Changed] = {}
         if _all_scopes(types, units):
@@ -175,7 +177,7 @@ class Counters:
                 if changed is not None:
                     changes[(type_, scope)] = Changed(changed, deleted, since)
         budget = None
-        if any(unit.limits.quota.max_writes_per_second for unit in units):
+        if any(quota.max_writes_per_second for quota in quotas):
             budget = usage_store.budget_of(next(results))
         return cls(namespace, confirmations, usage, changes, budget)
 
@@ -305,9 +307,14 @@ def _scopes(unit: LimitedUnit) -> Sequence[str]:
     return (unit.actor, IMPORT + unit.limits.import_id) if unit.limits.import_id else (unit.actor,)
 
 
+def _quotas(units: Sequence[LimitedUnit]) -> list[Quota]:
+    """The quotas of *units*; the rows of a batch have one in common."""
+    return list({id(unit.limits): unit.limits.quota for unit in units}.values())
+
+
 def _all_scopes(types: Sequence[str], units: Sequence[LimitedUnit]) -> list[Scope]:
-    changing = [unit for unit in units if unit.limits.guard and unit.changes_stored]
-    return sorted({(type_, scope) for unit in changing for type_ in types for scope in _scopes(unit)})
+    changing = {(unit.actor, id(unit.limits)): unit for unit in units if unit.changes_stored}
+    return sorted({(type_, scope) for unit in changing.values() for type_ in types for scope in _scopes(unit)})
 
 
 def _sum(before: Changed, more: Changed) -> Changed:

@@ -204,7 +204,7 @@ def encode_entity(
     Raises:
         InvalidArgument: ``ENTITY_TOO_LARGE``, above 256 KiB.
     """
-    raw_name = name.encode()
+    raw_name, raw_uid, etag = name.encode(), uid.encode(), b'"%d"' % revision
     created = wire.timestamp(7, create_time)
     # Often the same moment: then only the field number differs.
     updated = b"\x42" + created[1:] if update_time == create_time else wire.timestamp(8, update_time)
@@ -214,12 +214,11 @@ def encode_entity(
             wire.varint(len(raw_name)),
             raw_name,
             _text_of_many(2, type_id),
-            wire.text(3, uid),
-            b"\x22",
+            b"\x1a%c%b\x22" % (len(raw_uid), raw_uid),
             wire.varint(len(struct)),
             struct,
-            wire.text(5, etag_of(revision)),
-            wire.integer(6, revision),
+            b"\x2a%c%b\x30" % (len(etag), etag),
+            wire.varint(revision),
             created,
             updated,
             wire.timestamp(9, delete_time) if delete_time is not None else b"",

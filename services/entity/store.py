@@ -17,6 +17,7 @@ from services.runtime.database import (
     Statement,
     packed_bool,
     packed_bytea,
+    packed_few,
     packed_int8,
     packed_jsonb,
     packed_text,
@@ -77,7 +78,7 @@ def select_entities(namespace: str, keys: Sequence[EntityKey]) -> Statement:
             e.data::text, e.message
         FROM unnest(%s::text[], %s::text[]) AS k (type, id)
         CROSS JOIN LATERAL (SELECT * FROM entities WHERE namespace = %s AND type = k.type AND id = k.id LIMIT 1) e""",
-        (packed_text(types), packed_text(ids), namespace),
+        (packed_few(types), packed_text(ids), namespace),
     )
 
 
@@ -97,7 +98,7 @@ def select_some_entities(namespace: str, keys: Sequence[EntityKey], max_bytes: i
             FROM unnest(%s::text[], %s::text[]) AS k (type, id)
             CROSS JOIN LATERAL (SELECT * FROM entities
                 WHERE namespace = %s AND type = k.type AND id = k.id LIMIT 1) e) sized""",
-        (max_bytes, max_bytes, packed_text(types), packed_text(ids), namespace),
+        (max_bytes, max_bytes, packed_few(types), packed_text(ids), namespace),
     )
 
 
@@ -175,14 +176,14 @@ def _put_entities(sql: LiteralString, namespace: str, rows: Sequence[EntityRow])
         sql,
         (
             namespace,
-            packed_text(row.key.type for row in rows),
+            packed_few(row.key.type for row in rows),
             packed_text(row.key.id for row in rows),
             packed_text(row.uid for row in rows),
             packed_int8(row.revision for row in rows),
             packed_timestamptz(row.create_time for row in rows),
             packed_timestamptz(row.delete_time for row in rows),
             packed_timestamptz(row.expire_time for row in rows),
-            packed_text(row.created_by for row in rows),
+            packed_few(row.created_by for row in rows),
             packed_jsonb(row.json for row in rows),
             packed_bytea(row.message for row in rows),
         ),

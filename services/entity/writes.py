@@ -397,19 +397,18 @@ def _unit(
     keys = [write.mutation.key for write in writes]
     unique = frozenset([entry for write in writes for entry in write.unique])
     type_ids = _one(keys[0].type) if len(keys) == 1 else frozenset([key.type for key in keys])
-    asked = type_ids.union([condition.key.type for condition in preconditions]) if preconditions else type_ids
-    known = {type_id: types[type_id] for type_id in asked if type_id in types}
     targets = frozenset([target for write in writes for target in write.targets])
     exclusive: frozenset[Hashable] = frozenset((*keys, *unique)) if unique else frozenset(keys)
     shared: frozenset[Hashable] = type_ids
+    known = types
     if preconditions:
         shared = shared.union(*((condition.key, condition.key.type) for condition in preconditions))
     if targets:
         shared = shared.union(map(_life, targets))
-    if any(compiled.type.referrers for compiled in known.values()):
+    if [compiled for compiled in types.values() if compiled.type.referrers]:
         exclusive = exclusive.union(_lives(writes, types))
     if claim is not NOTHING:
-        known |= claim.types
+        known = {**types, **claim.types}
         unique |= claim.unique
         exclusive = exclusive.union(claim.unique, claim.touched, map(_life, claim.touched))
         shared = shared.union(claim.types, claim.holding)

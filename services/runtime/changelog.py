@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import LiteralString, NamedTuple
 
 from services.runtime import wire
@@ -21,6 +22,7 @@ from services.runtime.database import (
     Row,
     Statement,
     packed_bytea,
+    packed_few,
     packed_int8,
     packed_text,
     packed_timestamptz,
@@ -157,7 +159,15 @@ def encode_unit(
     revision: int, commit_time: datetime, actor: str, request_id: str, changes: Sequence[Change]
 ) -> LoggedUnit:
     """Serialize a unit. ``UNIT_TOO_LARGE`` above 3 MiB, new and previous data included."""
-    header = wire.integer(1, revision) + wire.timestamp(2, commit_time) + wire.text(3, actor) + wire.text(4, request_id)
+    raw_id = request_id.encode()
+    header = b"".join(
+        (
+            wire.integer(1, revision),
+            wire.timestamp(2, commit_time),
+            _text_of_many(3, actor),
+            b"\x22" + wire.varint(len(raw_id)) + raw_id if raw_id else b"",
+        )
+    )
     parts = [header]
     at = len(header)
     versions = []
@@ -184,6 +194,9 @@ def encode_unit(
             limit=str(MAX_UNIT_BYTES),
         )
     return LoggedUnit(revision, commit_time, b"".join(parts), tuple(versions))
+
+
+_text_of_many = lru_cache(maxsize=2048)(wire.text)  # principals: few, and short
 
 
 class AnsweredRequest(NamedTuple):
@@ -274,7 +287,7 @@ def append(namespace: str, units: Sequence[LoggedUnit], answers: Sequence[Answer
                 SELECT %s, * FROM unnest(%s::text[], %s::text[], %s::int8[], %s::int8[], %s::int8[], %s::int8[])""",
                 (
                     namespace,
-                    packed_text(version.type for _, version in versions),
+                    packed_few(version.type for _, version in versions),
                     packed_text(version.id for _, version in versions),
                     packed_int8(revision for revision, _ in versions),
                     packed_int8(version.kind for _, version in versions),
@@ -294,8 +307,8 @@ def append(namespace: str, units: Sequence[LoggedUnit], answers: Sequence[Answer
                     revision = excluded.revision, answer = excluded.answer, create_time = excluded.create_time""",
                 (
                     namespace,
-                    packed_text(answer.principal for answer in answers),
-                    packed_text(answer.method for answer in answers),
+                    packed_few(answer.principal for answer in answers),
+                    packed_few(answer.method for answer in answers),
                     packed_text(answer.request_id for answer in answers),
                     packed_bytea(answer.body_hash for answer in answers),
                     packed_int8(answer.revision for answer in answers),

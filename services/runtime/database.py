@@ -31,6 +31,7 @@ __all__ = [
     "Statement",
     "packed_bool",
     "packed_bytea",
+    "packed_few",
     "packed_int8",
     "packed_jsonb",
     "packed_text",
@@ -139,52 +140,75 @@ class PackedArray:
         self.payload = payload
 
 
-_TYPES = postgres.types
+_OIDS = {
+    name: (postgres.types[name].oid, postgres.types[name].array_oid)
+    for name in ("bool", "bytea", "int8", "jsonb", "text", "timestamptz")
+}
 _HEADER = struct.Struct("!IIIII")  # dimensions, has nulls, element oid, length, lower bound
 _LENGTH = struct.Struct("!i")
+_LENGTH_AND_VERSION = struct.Struct("!iB")
+_TRUE = b"\x00\x00\x00\x01\x01"
+_FALSE = b"\x00\x00\x00\x01\x00"
 _NULL = b"\xff\xff\xff\xff"
 _INT8 = struct.Struct("!Iq")
+_MANY = 128  # numbers that are packed in one call
 _POSTGRES_EPOCH = timedelta(days=10957)  # 2000-01-01
 
 
-def _packed(type_name: str, elements: Sequence[bytes], nulls: bool = False) -> PackedArray:
-    info = _TYPES[type_name]
-    header = (
-        _HEADER.pack(1, int(nulls), info.oid, len(elements), 1) if elements else struct.pack("!III", 0, 0, info.oid)
-    )
-    return PackedArray(info.array_oid, header + b"".join(elements))
+def _packed(type_name: str, parts: Sequence[bytes], length: int | None = None, *, nulls: bool = False) -> PackedArray:
+    """An array of *length* elements, each behind its own length; None: each of *parts* is one."""
+    oid, array_oid = _OIDS[type_name]
+    length = len(parts) if length is None else length
+    header = _HEADER.pack(1, int(nulls), oid, length, 1) if length else struct.pack("!III", 0, 0, oid)
+    return PackedArray(array_oid, header + b"".join(parts))
 
 
-def packed_text(values: Iterable[str | None]) -> PackedArray:
+@lru_cache(maxsize=_MANY)
+def _lengths_and_numbers(count: int) -> struct.Struct:
+    return struct.Struct("!" + "Iq" * count)
+
+
+def packed_text(values: Iterable[str]) -> PackedArray:
     """``text[]``."""
-    return _packed_buffers("text", [None if value is None else value.encode() for value in values])
-
-
-def packed_bytea(values: Iterable[bytes | None]) -> PackedArray:
-    """``bytea[]``."""
-    return _packed_buffers("bytea", list(values))
-
-
-def packed_jsonb(values: Iterable[bytes | None]) -> PackedArray:
-    """``jsonb[]`` from UTF-8 JSON (the leading 1 is the version of jsonb's binary format)."""
-    return _packed_buffers("jsonb", [None if value is None else b"\x01" + value for value in values])
-
-
-def _packed_buffers(type_name: str, values: Sequence[bytes | None]) -> PackedArray:
     pack = _LENGTH.pack
-    return _packed(
-        type_name, [_NULL if value is None else pack(len(value)) + value for value in values], nulls=None in values
-    )
+    return _packed("text", [pack(len(raw)) + raw for raw in map(str.encode, values)])
+
+
+def packed_few(values: Iterable[str]) -> PackedArray:
+    """``text[]`` of few different values, such as types or principals."""
+    texts = list(values)
+    pack = _LENGTH.pack
+    packed = {text: pack(len(raw := text.encode())) + raw for text in set(texts)}
+    return _packed("text", [packed[text] for text in texts])
+
+
+def packed_bytea(values: Iterable[bytes]) -> PackedArray:
+    """``bytea[]``."""
+    pack = _LENGTH.pack
+    return _packed("bytea", [pack(len(value)) + value for value in values])
+
+
+def packed_jsonb(values: Iterable[bytes]) -> PackedArray:
+    """``jsonb[]`` from UTF-8 JSON (the leading 1 is the version of jsonb's binary format)."""
+    pack = _LENGTH_AND_VERSION.pack
+    return _packed("jsonb", [pack(len(value) + 1, 1) + value for value in values])
 
 
 def packed_int8(values: Iterable[int]) -> PackedArray:
     """``int8[]``."""
-    return _packed("int8", [_INT8.pack(8, value) for value in values])
+    numbers = list(values)
+    parts = []
+    for begin in range(0, len(numbers), _MANY):
+        some = numbers[begin : begin + _MANY]
+        with_lengths = [8] * (2 * len(some))
+        with_lengths[1::2] = some
+        parts.append(_lengths_and_numbers(len(some)).pack(*with_lengths))
+    return _packed("int8", parts, len(numbers))
 
 
 def packed_bool(values: Iterable[bool]) -> PackedArray:
     """``bool[]``."""
-    return _packed("bool", [b"\x00\x00\x00\x01" + (b"\x01" if value else b"\x00") for value in values])
+    return _packed("bool", [_TRUE if value else _FALSE for value in values])
 
 
 def packed_timestamptz(values: Iterable[datetime | None]) -> PackedArray:

@@ -43,6 +43,13 @@ def varint(number: int) -> bytes:
         return _ONE_BYTE[number]
     if number < 16384:
         return bytes((number & 127 | 128, number >> 7))
+    if number < 2097152:
+        return bytes((number & 127 | 128, number >> 7 & 127 | 128, number >> 14))
+    if number < 34359738368:
+        # Nanoseconds of a second, and seconds since 1970, take five.
+        head = (number & 127 | 128, number >> 7 & 127 | 128, number >> 14 & 127 | 128)
+        high = number >> 21
+        return bytes((*head, high) if high < 128 else (*head, high & 127 | 128, high >> 7))
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)
@@ -74,7 +81,8 @@ def timestamp(field: int, moment: datetime) -> bytes:
 @lru_cache(maxsize=2048)  # a moment is written up to four times: a unit's, and that of its entities' create and update
 def _timestamp(moment: datetime) -> bytes:
     since = moment - EPOCH
-    payload = _seconds(since.days * 86400 + since.seconds) + integer(2, since.microseconds * 1000)
+    nanoseconds = since.microseconds * 1000
+    payload = _seconds(since.days * 86400 + since.seconds) + (b"\x10" + varint(nanoseconds) if nanoseconds else b"")
     return _ONE_BYTE[len(payload)] + payload
 
 

@@ -19,6 +19,7 @@ from strandline.stream.v1 import feed_pb2
 
 from services.runtime.changelog import Head
 from services.runtime.errors import FailedPrecondition, NotFound, OutOfRange, Unavailable
+from services.stream.audiences import Audience
 from services.stream.hub import Hub
 from services.stream.messages import Message, OtherMessage, UnitsMessage
 from services.stream.permit import Ended, Permit
@@ -76,18 +77,18 @@ class Feed:
         self._selection = selection
         self._start = start
         self._tokens = tokens
-        if start.walk is not None:
-            start.walk.token = tokens.seal(start.walk, selection)
         self._progress_seconds = progress_seconds or PROGRESS_SECONDS
+        self._audience: Audience | None = None
         self._stop = None if not once else head.revision if start.walk is None else start.revision
         self._cursor = self._sent = start.revision
         self._sent_at = time.monotonic()
         self._failing_since: float | None = None
-        self._walking = start.walk  # until its end was told
-        self._is_over = False
 
     async def messages(self) -> AsyncGenerator[Message, None]:
         """Everything in order. Without end, unless we end it: then ``End`` is the last message."""
+        # One that ends soon looks at the units itself.
+        if self._stop is None and not self._selection.is_everything:
+            self._audience = self._hub.join(self._selection)
         try:
             async with aclosing(self._run()) as messages:
                 async for message in messages:
@@ -95,24 +96,13 @@ class Feed:
                     yield message
                     self._sent_at = time.monotonic()
         except Ended as end:
-            self._is_over = True
             yield self._end(end)
         except Exception:
             logger.exception("a feed of %s broke", self._hub.namespace)
-            self._is_over = True
             yield self._end(Ended(End.UNAVAILABLE, "the feed broke; resume"))
-
-    async def position(self) -> Message | None:
-        """Where the feed is, for one who asks between two of its messages; None after its ``End``.
-
-        It claims what was yielded before, and what was looked at and does not match.
-        """
-        await self._permit.demand()
-        if self._is_over:
-            return None
-        message = self._progress() if self._walking is None else self._page(self._walking)
-        self._sent, self._sent_at = message.revision, time.monotonic()
-        return message
+        finally:
+            if self._audience is not None:
+                self._hub.leave(self._audience)
 
     async def _run(self) -> AsyncGenerator[Message, None]:
         if self._start.walk is not None:
@@ -128,25 +118,34 @@ class Feed:
                     yield self._progress()
                 raise Ended(End.COMPLETED, "everything up to here was sent")
             # From here to `yield` nothing awaits while the ring is read: what the floor allows stays allowed.
-            if self._cursor >= self._hub.floor:
-                batch = self._hub.batch(self._cursor)
+            if self._audience is not None and self._cursor >= self._audience.since:
+                batch = self._look(self._audience)
+                message = batch and batch.covering(self._sent)
             else:
-                if self._is_overdue():
-                    yield self._progress()
-                batch = await self._read_log()
-            if batch is not None:
-                if self._stop is not None:
+                if self._cursor >= self._hub.floor:
+                    batch = self._hub.batch(self._cursor)
+                else:
+                    if self._is_overdue():
+                        yield self._progress()
+                    batch = await self._read_log()
+                if batch is not None and self._stop is not None:
                     batch = batch.up_to(self._stop)
-                self._cursor = batch.revision
-                if (message := self._selection.of_units(batch, self._sent)) is not None:
-                    yield message
-                    continue
-            if self._is_overdue():
+                self._cursor = batch.revision if batch else self._cursor
+                message = batch and self._selection.of_units(batch, self._sent)
+            if message is not None:
+                yield message
+            elif self._is_overdue():
                 yield self._progress()
             elif batch is None:
-                await self._hub.changed()
+                await (self._audience or self._hub).changed()
             else:
                 await asyncio.sleep(0)  # nothing matched: let others run before the next batch
+
+    def _look(self, audience: Audience) -> UnitsMessage | None:
+        """What follows the cursor, which moves over it and over everything that is known not to match."""
+        batch = audience.batch(self._cursor, self._hub.position)
+        self._cursor = max(self._cursor, batch.revision if batch else self._hub.position)
+        return batch
 
     async def _read_log(self) -> UnitsMessage | None:
         """Units after the cursor from their owner; None: not now."""
@@ -157,6 +156,7 @@ class Feed:
         return segment.batch(self._cursor)
 
     async def _snapshot(self, walk: Walk) -> AsyncGenerator[Message, None]:
+        walk.token = self._tokens.seal(walk, self._selection)
         while not walk.done:
             await self._permit.demand()
             if self._is_overdue():
@@ -166,13 +166,17 @@ class Feed:
             if page is not None:
                 await self._permit.demand()
                 entities = walk.take(page, self._selection)
+                if walk.lease_is_due:
+                    if self._is_overdue():
+                        yield self._page(walk)
+                    await self._patiently(walk.hold(self._logs))
                 walk.token = self._tokens.seal(walk, self._selection)
             if entities or self._is_overdue():
                 yield self._page(walk, entities)
             elif page is None:
                 await self._hub.changed()
-        self._walking = None
         yield self._message(snapshot_done=walk.summary())
+        await walk.release(self._logs)
 
     async def _patiently(self, read: Awaitable[T]) -> T | None:
         """The outcome of *read*; None while its owner is away, for at most ``PATIENCE_SECONDS``."""

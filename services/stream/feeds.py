@@ -11,10 +11,11 @@ from strandline.stream.v1 import stream_service_pb2
 
 from services.runtime.call import Call
 from services.runtime.changelog import Head
-from services.runtime.errors import FailedPrecondition, InvalidArgument, OutOfRange, Unavailable, invalid_field
+from services.runtime.errors import InvalidArgument, OutOfRange, Unavailable, invalid_field
 from services.stream.feed import Feed, Start
 from services.stream.hubs import Hubs
-from services.stream.permit import Access, Permit, Way
+from services.stream.permit import Access, Permit
+from services.stream.positions import check_epoch, check_position, compacted
 from services.stream.selection import Selection, selection_of
 from services.stream.snapshots import ResumeTokens, Walk
 from services.stream.upstream import Logs
@@ -47,10 +48,8 @@ class Feeds:
         await asyncio.sleep(LINGER_SECONDS)
 
     @asynccontextmanager
-    async def open(
-        self, request: stream_service_pb2.WatchRequest, call: Call, way: Way | None = None
-    ) -> AsyncIterator[Feed]:
-        """The feed that *request* asks for, for a call whose role was checked; *way*: if it shares a connection.
+    async def open(self, request: stream_service_pb2.WatchRequest, call: Call) -> AsyncIterator[Feed]:
+        """The feed that *request* asks for, for a call whose role was checked.
 
         Raises:
             InvalidArgument: START_REQUIRED, INVALID_FIELD.
@@ -59,6 +58,8 @@ class Feeds:
             Unavailable: the log's owner does not answer.
         """
         namespace = call.allowed_namespace()
+        if call.principal is None:
+            raise AssertionError("Watch declares a role, so it has a principal")
         if request.parent != f"namespaces/{namespace.id}":
             raise invalid_field("parent", "must be namespaces/{namespace}")
         if request.WhichOneof("start") is None:
@@ -85,7 +86,7 @@ class Feeds:
                 head=head,
                 logs=self._logs,
                 segments=self._hubs.segments,
-                permit=Permit(self._access, self._hubs, hub, call, way),
+                permit=Permit(self._access, self._hubs, hub, call.principal, namespace),
                 selection=selection,
                 start=start,
                 tokens=self._tokens,
@@ -100,11 +101,11 @@ class Feeds:
             self._hubs.detach(hub)
 
     async def _start(self, request: stream_service_pb2.WatchRequest, head: Head, selection: Selection) -> Start:
-        if request.epoch not in ("", head.epoch):
-            raise _other_epoch(head)
+        check_epoch(request.epoch, head)
         match request.WhichOneof("start"):
             case "after_revision":
-                return _after(request.after_revision, head)
+                check_position(request.after_revision, request.epoch, head)
+                return Start(request.after_revision, greet=request.after_revision == head.revision)
             case "after_time":
                 return await self._after_time(request, head)
             case "snapshot":
@@ -122,30 +123,11 @@ class Feeds:
             raise Unavailable("OVERLOADED", "the namespace is being made anew; retry")
         if 0 < head_then.horizon >= revision:
             # Whether something between the time and the horizon is gone can no longer be known.
-            raise _compacted(head_then)
+            raise compacted(head_then.horizon)
         return Start(revision, greet=revision >= head.revision)
 
     def _resume(self, walk: Walk, head: Head) -> Start:
-        if walk.epoch != head.epoch:
-            raise _other_epoch(head)
+        check_epoch(walk.epoch, head)
         if walk.revision < head.horizon:
             raise OutOfRange("SNAPSHOT_EXPIRED", "the snapshot's revision was cut from the log; start again")
         return Start(walk.revision, walk=walk)
-
-
-def _after(revision: int, head: Head) -> Start:
-    if revision > head.revision:
-        raise FailedPrecondition("FUTURE_REVISION", "the revision does not exist yet", head_revision=str(head.revision))
-    if revision < head.horizon:
-        raise _compacted(head)
-    return Start(revision, greet=revision == head.revision)
-
-
-def _compacted(head: Head) -> OutOfRange:
-    return OutOfRange(
-        "COMPACTED", "that part of the log is gone; start with a snapshot", horizon_revision=str(head.horizon)
-    )
-
-
-def _other_epoch(head: Head) -> FailedPrecondition:
-    return FailedPrecondition("EPOCH_CHANGED", "the position is of another life of the namespace", epoch=head.epoch)

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from services.runtime.changelog import Head
-from services.stream.messages import LogUnit, UnitsMessage, purges
+from services.stream.audiences import Audience, Audiences
+from services.stream.messages import LogUnit, UnitsMessage, purges, that_fit
+from services.stream.selection import Selection
 
 # Of a ring, as the owner encoded the units; their JSON, about twice as long, comes on top when somebody reads JSON.
 MAX_RING_BYTES = 8 * 2**20
 MAX_RING_UNITS = 20_000
-# Of a message; a single unit may be larger, up to the 3 MiB that an owner accepts.
-MAX_MESSAGE_BYTES = 2**20
 
 
 @dataclass(eq=False)
@@ -46,6 +46,10 @@ class Hub:
     _bytes: int = 0
     _batches: dict[int, UnitsMessage] = field(default_factory=dict)
     _change: asyncio.Event = field(default_factory=asyncio.Event)
+    _audiences: Audiences = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._audiences = Audiences(self.max_bytes)
 
     @property
     def started(self) -> bool:
@@ -58,6 +62,7 @@ class Hub:
         self.position = self.floor = self.purged_to = head.revision
         self._units.clear()
         self._bytes = 0
+        self._audiences.begin_again(self.position)
         self.learn(head)
 
     def learn(self, head: Head) -> None:
@@ -69,17 +74,19 @@ class Hub:
         """Take the units that follow revision *after*, but for those already held. False: a gap comes before them."""
         if after > self.position:
             return False
-        fresh = bodies[self.position - after :]
+        fresh = [LogUnit(body) for body in bodies[self.position - after :]]
         if fresh:
-            for body in fresh:
+            for unit in fresh:
                 self.position += 1
-                self._units[self.position] = LogUnit(body)
-                self._bytes += len(body)
-                if purges(body):
+                self._units[self.position] = unit
+                self._bytes += len(unit.body)
+                if purges(unit.body):
                     self._forget_before(self.position)
             self.head = max(self.head, self.position)
             self._evict()
-            self.wake()
+            self._wake_readers_of_everything()
+            self._audiences.take(fresh, self.position)
+            self._audiences.forget(self.floor)
         return True
 
     def _forget_before(self, revision: int) -> None:
@@ -102,13 +109,7 @@ class Hub:
         if cursor >= self.position:
             return None
         if (made := self._batches.get(cursor)) is None:
-            units = [self._units[cursor + 1]]
-            size = len(units[0].body)
-            for revision in range(cursor + 2, self.position + 1):
-                size += len(self._units[revision].body)
-                if size > MAX_MESSAGE_BYTES:
-                    break
-                units.append(self._units[revision])
+            units = that_fit(self._units[revision] for revision in range(cursor + 1, self.position + 1))
             made = self._batches[cursor] = UnitsMessage(self.epoch, cursor, cursor + len(units), units)
         return made
 
@@ -119,10 +120,22 @@ class Hub:
 
     def wake(self) -> None:
         """Let every subscriber that waits look again."""
+        self._wake_readers_of_everything()
+        self._audiences.wake()
+
+    def _wake_readers_of_everything(self) -> None:
         self._batches.clear()
         self._change.set()
         self._change.clear()
 
     async def changed(self) -> None:
-        """Wait for the next ``wake``, which comes at least every second."""
+        """Wait for the next unit or ``wake``, which comes at least every second."""
         await self._change.wait()
+
+    def join(self, selection: Selection) -> Audience:
+        """The audience of *selection*, which is not everything, for one more reader, who must ``leave`` it."""
+        return self._audiences.join(selection, self.epoch, self.position)
+
+    def leave(self, audience: Audience) -> None:
+        """One reader less."""
+        self._audiences.leave(audience)

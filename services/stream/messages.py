@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from strandline.stream.v1 import feed_pb2
@@ -12,6 +12,8 @@ from services.runtime import wire
 from services.stream.render import render_json
 from services.stream.views import UnitView
 
+# Of a message; a single unit may be larger, up to the 3 MiB that an owner accepts.
+MAX_MESSAGE_BYTES = 2**20
 _KIND_PURGED = wire.integer(1, feed_pb2.Change.PURGED)
 
 
@@ -55,6 +57,33 @@ def purges(body: bytes) -> bool:
     )
 
 
+def that_fit(units: Iterable[LogUnit]) -> list[LogUnit]:
+    """The first of *units*, as many as fit into one message; at least one if there is one."""
+    fitting: list[LogUnit] = []
+    size = 0
+    for unit in units:
+        size += len(unit.body)
+        if fitting and size > MAX_MESSAGE_BYTES:
+            break
+        fitting.append(unit)
+    return fitting
+
+
+class _Body:
+    """Units that are sent together: what all messages that hold them have in common."""
+
+    def __init__(self, units: Sequence[LogUnit]) -> None:
+        self.units = units
+
+    @cached_property
+    def protobuf(self) -> bytes:
+        return wire.delimited(4, b"".join([wire.delimited(1, unit.body) for unit in self.units]))
+
+    @cached_property
+    def json(self) -> bytes:
+        return b'{"units":[%b]}' % b",".join([unit.json for unit in self.units])
+
+
 class UnitsMessage(Message):
     """A run of units."""
 
@@ -62,25 +91,35 @@ class UnitsMessage(Message):
         self.epoch = epoch
         self.after = after
         self.revision = revision
-        self.units = units
         self.event_id = f"{epoch}.{revision}"
+        self._body = _Body(units)
+
+    @property
+    def units(self) -> Sequence[LogUnit]:
+        return self._body.units
 
     @cached_property
     def protobuf(self) -> bytes:
-        units = b"".join([wire.delimited(1, unit.body) for unit in self.units])
         position = wire.integer(1, self.after) + wire.integer(2, self.revision) + wire.text(3, self.epoch)
-        return position + wire.delimited(4, units)
+        return position + self._body.protobuf
 
     @cached_property
     def json(self) -> bytes:
-        units = b",".join([unit.json for unit in self.units])
         position = f'{{"afterRevision":"{self.after}","revision":"{self.revision}","epoch":"{self.epoch}","units":'
-        return b'%b{"units":[%b]}}' % (position.encode(), units)
+        return b"%b%b}" % (position.encode(), self._body.json)
 
     @cached_property
     def views(self) -> list[UnitView]:
         """The units, for those who filter: parsed once for all of them."""
         return [UnitView(unit.body) for unit in self.units]
+
+    def covering(self, after: int) -> UnitsMessage:
+        """The same units in a message that covers ``(after, revision]``; they are encoded once for both."""
+        if after == self.after:
+            return self
+        other = UnitsMessage(self.epoch, after, self.revision, ())
+        other._body = self._body
+        return other
 
     def up_to(self, revision: int) -> UnitsMessage:
         """The part of a dense run that ends at *revision*, or all of it."""

@@ -21,9 +21,10 @@ from typing import Final, NamedTuple, Protocol
 from prometheus_client import Counter
 
 from services.runtime.changelog import Head
-from services.runtime.errors import FailedPrecondition, OutOfRange
+from services.runtime.errors import OutOfRange
 from services.stream.hub import Hub
 from services.stream.messages import LogUnit, UnitsMessage
+from services.stream.positions import check_epoch, compacted
 
 MAX_UNITS: Final = 1024
 # Many readers catch up at once, and each one's transport holds a copy of what it is sending.
@@ -98,10 +99,10 @@ class Segments:
         self.held_bytes = 0
         self._reads: dict[_Block, asyncio.Task[Segment | None]] = {}
 
-    async def after(self, hub: Hub, cursor: int) -> Segment | None:
+    async def after(self, hub: Hub, cursor: int, reach: int = 0) -> Segment | None:
         """The segment around the revision after *cursor*; None while there is no such revision.
 
-        It shows every purge that *hub* has seen.
+        It shows every purge that *hub* has seen, and holds the revisions up to *reach* that belong to it.
 
         Raises:
             OutOfRange: COMPACTED.
@@ -110,9 +111,9 @@ class Segments:
             Unavailable: its owner does not answer.
         """
         for block in _blocks_around(hub, cursor):
-            segment = await self._segment(block, cursor)
+            segment = await self._segment(block, min(block.end, max(cursor + 1, reach)))
             if cursor < hub.horizon:
-                raise _compacted(hub.horizon)
+                raise compacted(hub.horizon)
             if segment is not None:
                 return segment if segment.revision > cursor else None
         raise AssertionError("one unit is never too large")
@@ -123,18 +124,18 @@ class Segments:
             if block.hub.ended or (segment is not None and segment.seen < block.hub.purged_to):
                 self._drop(block)
 
-    async def _segment(self, block: _Block, cursor: int) -> Segment | None:
-        """What *block* is, with the unit after *cursor* if there is one; None: too large."""
+    async def _segment(self, block: _Block, reach: int) -> Segment | None:
+        """What *block* is, up to the revision *reach* if there is one; None: too large."""
         while True:
             if block in self._kept:
                 segment = self._kept[block]
-                if segment is None or (segment.seen >= block.hub.purged_to and segment.revision > cursor):
+                if segment is None or (segment.seen >= block.hub.purged_to and segment.revision >= reach):
                     self._kept.move_to_end(block)
                     return segment
             begun = self._reads.get(block)
             segment = await asyncio.shield(begun or self._begin_reading(block))
             # A read that others began may be from before the unit was committed.
-            if segment is None or (segment.seen >= block.hub.purged_to and (segment.revision > cursor or not begun)):
+            if segment is None or (segment.seen >= block.hub.purged_to and (segment.revision >= reach or not begun)):
                 return segment
 
     def _begin_reading(self, block: _Block) -> asyncio.Task[Segment | None]:
@@ -167,8 +168,7 @@ class Segments:
             head, bodies = await self._logs.units(hub.namespace, begin, block.end, MAX_BYTES)
         READS.inc()
         READ_BYTES.inc(sum(map(len, bodies)))
-        if head.epoch != hub.epoch:
-            raise FailedPrecondition("EPOCH_CHANGED", "the log has a new life", epoch=head.epoch)
+        check_epoch(hub.epoch, head)
         hub.learn(head)
         units = [*(held.units if held else ()), *map(LogUnit, bodies)]
         is_all = begin + len(bodies) >= min(block.end, head.revision)
@@ -210,7 +210,3 @@ def _blocks_around(hub: Hub, cursor: int) -> Iterator[_Block]:
 
 def _cost(segment: Segment | None) -> int:
     return _ENTRY_BYTES + (segment.size if segment else 0)
-
-
-def _compacted(horizon: int) -> OutOfRange:
-    return OutOfRange("COMPACTED", "that part of the log is gone; start with a snapshot", horizon_revision=str(horizon))

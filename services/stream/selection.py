@@ -77,21 +77,24 @@ class Selection:
         ]
         return UnitsMessage(batch.epoch, after, batch.revision, units) if units else None
 
-    def of_unit(self, unit: LogUnit, view: UnitView) -> LogUnit | None:
-        """What of *unit*, whose view *view* is, belongs to the feed: *unit* itself, less than that, or None."""
-        kinds = [self.kind_of(change) for change in view.changes]
-        if not self._hides and all(
-            kind == change.change.kind for kind, change in zip(kinds, view.changes, strict=True)
-        ):
-            return unit
+    def of_unit(self, unit: LogUnit, view: UnitView, among: Sequence[ChangeView] | None = None) -> LogUnit | None:
+        """What of *unit*, whose view *view* is, belongs to the feed: *unit* itself, less than that, or None.
+
+        *among* are the changes that may concern it, if that is known.
+        """
+        among = view.changes if among is None else among
+        kinds = [self.kind_of(change) for change in among]
         if not any(kinds):
             return None
+        whole = len(among) == len(view.changes) and not self._hides
+        if whole and all(kind == change.change.kind for kind, change in zip(kinds, among, strict=True)):
+            return unit
         kept = feed_pb2.Unit(
             revision=view.unit.revision,
             commit_time=view.unit.commit_time,
             actor=view.unit.actor,
             request_id=view.unit.request_id,
-            changes=[change for change, kind in zip(view.unit.changes, kinds, strict=True) if kind],
+            changes=[change.change for change, kind in zip(among, kinds, strict=True) if kind],
         )
         for change, kind in zip(kept.changes, filter(None, kinds), strict=True):
             change.kind = kind

@@ -18,10 +18,10 @@ from services.runtime.settings import Settings, read_key
 from services.runtime.startup import serve_or_migrate, wait_for_database
 from services.runtime.tokens import TokenVerifier
 from services.stream.api import StreamHandlers
+from services.stream.changes import Changes
 from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hubs import Hubs
-from services.stream.multiplex import Multiplexer
 from services.stream.snapshots import ResumeTokens
 from services.stream.upstream import Logs
 
@@ -62,13 +62,12 @@ async def serve(settings: StreamSettings) -> None:
     hubs = Hubs(logs, bus)
     feeds = Feeds(hubs, logs, access, tokens)
     gate = Gate(TokenVerifier(settings.token_issuer, RemoteKeys(user).get), access)
-    multiplexer = Multiplexer(feeds, gate)
-    http = HttpPort(feeds, multiplexer, gate)
+    changes = Changes(hubs)
+    http = HttpPort(feeds, changes, gate.admit)
     server = Server(settings)
-    server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, multiplexer), gate.admit)
+    server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, changes), gate.admit)
 
     async def say_goodbye() -> None:
-        multiplexer.drain()
         await feeds.drain()
         await http.stop()
 

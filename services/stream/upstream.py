@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import grpc
@@ -20,6 +21,8 @@ from services.runtime.errors import Error, FailedPrecondition, NotFound, OutOfRa
 SYSTEM = "system"
 # A feed owes its reader a message every 5 s; see `feed.PROGRESS_SECONDS`.
 CALL_SECONDS = 1.5
+# Of a consumer's lease. The whole service may be away for so long without losing its place.
+LEASE_TTL = timedelta(days=7)
 # GetHeads takes no more.
 MAX_NAMES = 10_000
 T = TypeVar("T")
@@ -47,6 +50,22 @@ class Page:
 
     entities: Sequence[bytes]
     end: tuple[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A consumer that has everything up to *acknowledged*, and whose filter names *types* (empty: all) and *fields*.
+
+    The log after that is kept for *ttl*.
+    """
+
+    namespace: str
+    epoch: str
+    name: str
+    types: Sequence[str]
+    fields: Sequence[str]
+    acknowledged: int
+    ttl: timedelta = LEASE_TTL
 
 
 class Logs:
@@ -113,6 +132,24 @@ class Logs:
         answer = await _call(self._owner(namespace).ReadSnapshot(request, timeout=CALL_SECONDS))
         # Between two types the place is (next type, ""): only when both are empty does nothing follow.
         return Page(answer.entities, (answer.next_type, answer.next_id) if answer.next_type else None)
+
+    async def put_lease(self, lease: Lease) -> None:
+        """Keep the log from being cut after what the consumer has acknowledged."""
+        request = pb.PutConsumerLeaseRequest(
+            namespace_id=lease.namespace,
+            epoch=lease.epoch,
+            name=lease.name,
+            types=lease.types,
+            fields=lease.fields,
+            acknowledged_revision=lease.acknowledged,
+        )
+        request.ttl.FromTimedelta(lease.ttl)
+        await _call(self._owner(lease.namespace).PutConsumerLease(request, timeout=CALL_SECONDS))
+
+    async def delete_lease(self, namespace: str, epoch: str, name: str) -> None:
+        """Let it be cut; one that is not there is no error."""
+        request = pb.DeleteConsumerLeaseRequest(namespace_id=namespace, epoch=epoch, name=name)
+        await _call(self._owner(namespace).DeleteConsumerLease(request, timeout=CALL_SECONDS))
 
 
 def read_notice(payload: bytes) -> Notice | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -10,7 +11,19 @@ import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
 
-from services.runtime.database import Connection, Database, Statement, packed_bytea, packed_int8, packed_text, pipeline
+from services.runtime.database import (
+    Connection,
+    Database,
+    Statement,
+    packed_bool,
+    packed_bytea,
+    packed_few,
+    packed_int8,
+    packed_jsonb,
+    packed_text,
+    packed_timestamptz,
+    pipeline,
+)
 from services.runtime.pipeline import MAX_REMEMBERED
 
 ONE = Statement("SELECT 1")
@@ -49,10 +62,36 @@ async def test_each_statement_has_its_rows_in_the_order_of_sending(connection: C
             connection,
             ONE,
             Statement("CREATE TEMPORARY TABLE IF NOT EXISTS t (n int)"),
-            Statement("SELECT * FROM unnest(%s::text[], %s::int8[])", (packed_text(["ä", None]), packed_int8([5, 6]))),
+            Statement(
+                "SELECT * FROM unnest(%s::text[], %s::timestamptz[])",
+                (packed_text(["ä", ""]), packed_timestamptz([None, moment])),
+            ),
             Statement("SELECT %s::timestamptz, %s::bytea, %s::text, NULL::text", (moment, b"\0\xff", "%")),
             Statement("SELECT n FROM t"),
-        ) == [[(1,)], [], [("ä", 5), (None, 6)], [(moment, b"\0\xff", "%", None)], []]
+        ) == [[(1,)], [], [("ä", None), ("", moment)], [(moment, b"\0\xff", "%", None)], []]
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 129, 300])
+async def test_arrays_of_any_length_arrive_as_they_were(connection: Connection, length: int) -> None:
+    numbers = [(-1) ** number * (number << 40) for number in range(length)]
+    texts = ["ä" * (number % 3) for number in range(length)]
+    raws = [bytes((number % 256,)) * (number % 5) for number in range(length)]
+    arrays = (
+        packed_int8(numbers),
+        packed_text(texts),
+        packed_few(texts),
+        packed_bytea(raws),
+        packed_bool(number > 0 for number in numbers),
+        packed_jsonb(json.dumps({"n": number}).encode() for number in numbers),
+    )
+    select = Statement(
+        "SELECT * FROM unnest(%s::int8[], %s::text[], %s::text[], %s::bytea[], %s::bool[], %s::jsonb[])", arrays
+    )
+    (rows,) = await pipeline(connection, select)
+    assert rows == [
+        (number, text, text, raw, number > 0, {"n": number})
+        for number, text, raw in zip(numbers, texts, raws, strict=True)
+    ]
 
 
 async def test_a_percent_sign_is_doubled_only_beside_parameters(connection: Connection) -> None:

@@ -18,6 +18,7 @@ from strandline.entity.v1 import entity_pb2
 from strandline.user.v1 import namespace_service_pb2, user_pb2
 
 from services.entity.catalog import Catalog
+from services.entity.leases import Leases
 from services.entity.ledger import EntityLedger, EntityUnit
 from services.entity.limits import Confirmations
 from services.entity.model import EntityKey, EntityType, entity_name
@@ -30,14 +31,14 @@ from services.runtime.bus import Bus
 from services.runtime.call import Call, Namespace
 from services.runtime.committer import Committer
 from services.runtime.database import Database, Statement
-from services.runtime.log_service import NAME, LogHandlers, Uncut
+from services.runtime.log_service import NAME, LogHandlers
 from services.runtime.masks import EVERYTHING
 from services.runtime.rpc import Method, generic_handler
 from services.runtime.upstream import MESSAGE_OPTIONS
 
 Data: TypeAlias = Mapping[str, Any] | None
 SYSTEM = Namespace("system", "5y57e111")
-TYPES = {"system": ("namespace", "membership", "revocation"), "tides": ("buoy", "ship", "whale"), "reefs": ("buoy",)}
+TYPES = {"system": ("namespace", "membership", "revocation"), "tides": ("buoy", "ship", "whale")}
 
 FORGET: tuple[LiteralString, ...] = (
     "DELETE FROM units WHERE namespace = %s",
@@ -113,7 +114,7 @@ class Owner:
     async def start(self) -> None:
         """Serve the log."""
         self._server = grpc.aio.server(options=MESSAGE_OPTIONS)
-        logs = LogHandlers(self.database, SnapshotReader(self.database), Uncut())
+        logs = LogHandlers(self.database, SnapshotReader(self.database), Leases(self.database))
         self._server.add_generic_rpc_handlers((generic_handler(NAME, logs, self._admit),))
         truth = generic_handler("strandline.user.v1.AccessService", Truth(self.database), self._admit)
         self._server.add_generic_rpc_handlers((truth,))

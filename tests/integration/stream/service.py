@@ -7,7 +7,7 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,16 @@ from strandline.stream.v1 import feed_pb2, stream_service_pb2, stream_service_pb
 from services.runtime import upstream
 from services.runtime.access import AccessCopy
 from services.runtime.bus import Bus
+from services.runtime.call import Call
 from services.runtime.gate import Gate
-from services.runtime.rpc import generic_handler
+from services.runtime.rpc import Method, generic_handler
 from services.runtime.tokens import KeySet, TokenVerifier
 from services.stream.api import StreamHandlers
+from services.stream.changes import Changes
 from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hub import MAX_RING_BYTES
 from services.stream.hubs import Hubs
-from services.stream.multiplex import Multiplexer
 from services.stream.snapshots import ResumeTokens
 from services.stream.upstream import Logs
 
@@ -76,11 +77,11 @@ class StreamService:
         logs = Logs(self._upstream, self._upstream)
         self.hubs = Hubs(logs, self.bus, ring_bytes=ring_bytes)
         self._feeds = feeds = Feeds(self.hubs, logs, self.access, ResumeTokens(bytes(32)))
-        gate = Gate(TokenVerifier(ISSUER, _keys), self.access)
-        self._multiplexer = multiplexer = Multiplexer(feeds, gate)
-        self._http = HttpPort(feeds, multiplexer, gate)
+        self._gate = gate = Gate(TokenVerifier(ISSUER, _keys), self.access)
+        changes = Changes(self.hubs)
+        self._http = HttpPort(feeds, changes, gate.admit)
         self._server = grpc.aio.server()
-        handler = generic_handler("strandline.stream.v1.StreamService", StreamHandlers(feeds, multiplexer), gate.admit)
+        handler = generic_handler("strandline.stream.v1.StreamService", StreamHandlers(feeds, changes), gate.admit)
         self._server.add_generic_rpc_handlers((handler,))
         self._server.add_insecure_port(self.grpc_address)
 
@@ -98,7 +99,6 @@ class StreamService:
         return int(REGISTRY.get_sample_value("strandline_stream_feeds_open") or 0)
 
     async def drain(self) -> None:
-        self._multiplexer.drain()
         await self._feeds.drain()
         await self._http.stop()
         await self._server.stop(grace=2)
@@ -127,6 +127,16 @@ class StreamService:
             call = stub.Watch(message, metadata=(("authorization", f"Bearer {token or access_token()}"),))
             yield Reader(call.__aiter__())
             call.cancel()
+
+    @asynccontextmanager
+    async def step(self, **request: Any) -> AsyncIterator[Reader]:
+        """A feed without a transport: a message is made when it is asked for, and not before."""
+        message = stream_service_pb2.WatchRequest(parent="namespaces/tides", **request)
+        call = Call({"authorization": f"Bearer {access_token()}"})
+        service = stream_service_pb2.DESCRIPTOR.services_by_name["StreamService"]
+        await self._gate.admit(Method(service.methods_by_name["Watch"]), message, call)
+        async with self._feeds.open(message, call) as feed, aclosing(feed.messages()) as messages:
+            yield Reader(feed_pb2.WatchResponse.FromString(each.protobuf) async for each in messages)
 
     @asynccontextmanager
     async def get(

@@ -39,7 +39,7 @@ async def test_progress_never_overtakes_changes(
         for n in range(300):
             await owner.put(TIDES, "a", n=n % 10)
         # The reader itself asserts that ranges join up and that units lie in their message's range.
-        await asyncio.gather(plain.until(300), filtered.until(300))
+        await asyncio.gather(plain.until(300, seconds=60), filtered.until(300, seconds=60))
     assert [unit.revision for unit in plain.units] == list(range(1, 301))
     seen = [(unit.revision, change.kind) for unit in filtered.units for change in unit.changes]
     assert seen == [entry for n in range(7, 300, 10) for entry in ((n + 1, ENTERED), (n + 2, LEFT))]

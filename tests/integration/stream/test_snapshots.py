@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from typing import Any
+from typing import Any, LiteralString
 
+import grpc
 import pytest
 from strandline.entity.v1 import entity_pb2
 from strandline.stream.v1 import feed_pb2
 from strandline_client.verify import SnapshotVerifier
 
+from services.entity.compaction import compact
+from services.runtime.database import Statement
+
 from .conftest import TIDES
 from .owner import Owner
-from .service import Reader, StreamService
+from .service import Reader, StreamService, reason
 
 State = dict[str, tuple[int, Any]]
 
@@ -118,3 +122,88 @@ async def test_snapshot_and_tail_are_the_log_whoever_writes_and_deletes_meanwhil
         # The last writes of the readers themselves, to one buoy, are of no account.
         last = "namespaces/tides/types/buoy/entities/e00"
         assert {k: v for k, v in ended.items() if k != last} == {k: v for k, v in truth(head).items() if k != last}
+
+
+async def leases(owner: Owner) -> list[tuple[str, int]]:
+    """Name and revision of those that live."""
+    query: LiteralString = "SELECT name, acknowledged_revision FROM consumer_leases WHERE namespace = %s"
+    (rows,) = await owner.database.read("tides", Statement(query, ("tides",)))
+    return [(name, revision) for name, revision in rows]
+
+
+async def grow(owner: Owner) -> None:
+    """Four pages."""
+    for tens in range(4):
+        await owner.write(TIDES, {("buoy", f"b{tens}{n}"): {"n": 1} for n in range(10)})
+
+
+async def age_and_cut(owner: Owner) -> int:
+    """Let a month go by; the horizon after the log was cut as far as it may be."""
+    await owner.execute(
+        "UPDATE units SET commit_time = commit_time - interval '31 days' WHERE namespace = %s", TIDES.id
+    )
+    return await compact(owner.database, TIDES)
+
+
+async def test_the_log_is_not_cut_under_a_snapshot_until_it_is_done(owner: Owner, stream: StreamService) -> None:
+    await grow(owner)
+    async with stream.step(snapshot=True) as reader:
+        page = (await reader.next()).snapshot_page
+        assert [revision for _, revision in await leases(owner)] == [4]
+        for n in range(5):
+            await owner.put(TIDES, "b39", n=n)
+        assert await age_and_cut(owner) == 4
+    # The reader went away, and goes on elsewhere with what it had.
+    async with stream.step(resume_token=page.resume_token) as reader:
+        rest, done = await snapshot_after(reader, page)
+        assert (len(rest), done.revision) == (40, 4)
+        assert rest[-1].data["n"] == 1, "b39 as it was at the snapshot's revision"
+        await reader.until(9)
+        assert not await leases(owner)
+    assert await age_and_cut(owner) == 9
+
+
+async def snapshot_after(
+    reader: Reader, page: feed_pb2.SnapshotPage
+) -> tuple[list[entity_pb2.Entity], feed_pb2.WatchResponse]:
+    """*page* and what follows it; they add up to the snapshot's sum."""
+    entities = list(page.entities)
+    while not (message := await reader.next()).HasField("snapshot_done"):
+        entities += message.snapshot_page.entities
+    verifier = SnapshotVerifier()
+    verifier.observe((entity.name, entity.revision) for entity in entities)
+    verifier.check(message.snapshot_done.count, message.snapshot_done.hash)
+    return entities, message
+
+
+async def test_a_snapshot_that_lost_its_lease_and_its_revision_is_expired(owner: Owner, stream: StreamService) -> None:
+    await grow(owner)
+    async with stream.step(snapshot=True) as reader:
+        token = (await reader.next()).snapshot_page.resume_token
+        await owner.put(TIDES, "b00", n=2)
+        await owner.execute("DELETE FROM consumer_leases WHERE namespace = %s", TIDES.id)
+        assert await age_and_cut(owner) == 5
+        end = await reader.end()
+        assert (end.reason, end.resume_after_revision) == (feed_pb2.End.SNAPSHOT_EXPIRED, 0)
+    async with stream.watch(resume_token=token) as reader:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await reader.next()
+    assert reason(raised.value)[0] == "SNAPSHOT_EXPIRED"
+
+
+async def test_a_snapshot_of_one_page_takes_no_lease(owner: Owner, stream: StreamService) -> None:
+    await owner.put(TIDES, "a", n=1)
+    async with stream.watch(snapshot=True) as reader:
+        await snapshot(reader)
+        assert not await leases(owner)
+
+
+async def test_a_snapshot_goes_on_without_a_lease_when_there_are_too_many(
+    owner: Owner, stream: StreamService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.entity.retention_store.MAX_LEASES", 0)
+    await owner.write(TIDES, {("buoy", f"b{n:02}"): {"n": n} for n in range(35)})
+    async with stream.watch(snapshot=True) as reader:
+        entities, _ = await snapshot(reader)
+        assert len(entities) == 35
+        assert not await leases(owner)

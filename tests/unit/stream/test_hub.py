@@ -9,7 +9,8 @@ import pytest
 from strandline.stream.v1 import feed_pb2
 
 from services.runtime.changelog import Head
-from services.stream.hub import MAX_MESSAGE_BYTES, Hub
+from services.stream.hub import Hub
+from services.stream.messages import MAX_MESSAGE_BYTES
 
 
 def body(revision: int, size: int = 0) -> bytes:

@@ -147,6 +147,17 @@ async def test_a_segment_at_the_head_grows_by_what_is_new() -> None:
     assert await walk(log, segments, hub, 0) == (log.bodies, [(0, 20)])
 
 
+async def test_who_asks_for_all_there_is_gets_what_came_since_the_segment_was_read() -> None:
+    log = Log([100] * 10)
+    hub, segments = hub_of(log), Segments(log)
+    await walk(log, segments, hub, 0)
+    log.bodies += [unit(revision, 100) for revision in range(11, 2_001)]
+    for reach, end in ((0, 10), (11, 1024), (2_000, 1024)):
+        segment = await segments.after(hub, 0, reach)
+        assert segment is not None
+        assert segment.revision == end
+
+
 async def test_a_purge_that_the_hub_has_seen_is_in_every_segment_from_then_on() -> None:
     log = Log([100] * 30)
     hub, segments = hub_of(log), Segments(log)

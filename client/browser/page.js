@@ -1,0 +1,47 @@
+// Two feeds of one namespace, side by side. `?namespace=demo`, `?rows=20`.
+import { Feed } from "./feed.js";
+
+const parameters = new URLSearchParams(location.search);
+const namespace = parameters.get("namespace") ?? "demo";
+const rows = Number(parameters.get("rows") ?? 20);
+const names = { sse: "EventSource", websocket: "WebSocket" };
+
+document.querySelector("#namespace").textContent = namespace;
+
+function show(transport) {
+  const section = document.querySelector("main").appendChild(document.createElement("section"));
+  const title = section.appendChild(document.createElement("h2"));
+  title.append(`${names[transport]} `);
+  const status = title.appendChild(document.createElement("small"));
+  const table = section.appendChild(document.createElement("table"));
+  const revisions = [];
+  let scheduled = false;
+
+  function draw() {
+    scheduled = false;
+    status.className = feed.state === "live" ? "live" : feed.violations.length ? "broken" : "";
+    const proof = feed.violations.at(0) ?? `${feed.entities.size} entities at revision ${feed.revision ?? "-"}`;
+    status.textContent = `${feed.state}: ${proof}, ${feed.connections} connections`;
+    const latest = [...feed.entities.values()].sort((a, b) => Number(b.revision) - Number(a.revision)).slice(0, rows);
+    table.replaceChildren(
+      ...latest.map((entity) => {
+        const row = document.createElement("tr");
+        row.insertCell().textContent = entity.revision;
+        row.insertCell().textContent = entity.name.split("/").slice(3).filter((_, i) => i % 2 === 0).join("/");
+        row.insertCell().textContent = JSON.stringify(entity.data);
+        return row;
+      }),
+    );
+  }
+
+  function onChange() {
+    if (!scheduled) setTimeout(draw, 50);
+    scheduled = true;
+  }
+
+  const feed = new Feed(namespace, { transport, onChange, onUnit: (unit) => revisions.push(Number(unit.revision)) });
+  return { feed, revisions };
+}
+
+// For the console, and for the test: what each feed has been through.
+window.feeds = Object.fromEntries(Object.keys(names).map((transport) => [transport, show(transport)]));
