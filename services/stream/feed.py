@@ -89,6 +89,7 @@ class Feed:
         # One that ends soon looks at the units itself.
         if self._stop is None and not self._selection.is_everything:
             self._audience = self._hub.join(self._selection)
+            self._selection = self._audience.selection  # one for all
         try:
             async with aclosing(self._run()) as messages:
                 async for message in messages:

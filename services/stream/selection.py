@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import orjson
 from strandline.entity.v1 import entity_pb2
@@ -150,13 +151,19 @@ def selection_of(
             raise invalid_field(f"ids[{index}]", "must be {type}/{id}")
     mask = parse_mask(read_mask, "read_mask")
     # Most feeds have no filter: the first of them must not wait until the parser is loaded.
-    node = parse_filter(filter, of_entity=True) if filter else None
+    node, predicate = _understood(filter) if filter else (None, None)
     return Selection(
         types=frozenset(types or (entity_id.split("/")[0] for entity_id in ids)),
         filter=filter,
-        predicate=None if node is None else compile_predicate(node),
+        predicate=predicate,
         ids=frozenset(ids),
         mask=() if mask == EVERYTHING else tuple(sorted(set(mask))),
         previous=include_previous,
         node=node,
     )
+
+
+@lru_cache(maxsize=1000)  # after a restart all readers come back at once, and most filters are those of others
+def _understood(filter: str) -> tuple[Node | None, Predicate | None]:
+    node = parse_filter(filter, of_entity=True)
+    return node, None if node is None else compile_predicate(node)

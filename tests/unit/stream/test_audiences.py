@@ -209,3 +209,15 @@ async def test_an_audience_whose_units_are_left_to_its_readers_is_woken(monkeypa
     await asyncio.sleep(0)
     hub.append(0, [unit(1, (5, 1, 1))])
     await asyncio.wait_for(task, 15)
+
+
+def test_a_reader_for_whom_nothing_happens_does_not_fall_off_the_ring() -> None:
+    hub = hub_at(0, max_units=4)
+    audience = hub.join(selection_of([], "data.n = 7"))
+    for revision in range(1, 100):
+        hub.append(revision - 1, [unit(revision, (1, 0, 0))])
+    hub.append(99, [unit(100, (1, 7, 0))])
+    assert (hub.floor, audience.since) == (96, 0)
+    batch = audience.batch(0, hub.position)
+    assert batch is not None
+    assert (batch.after, batch.revision, [view.unit.revision for view in batch.views]) == (0, 100, [100])
