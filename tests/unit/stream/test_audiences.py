@@ -221,3 +221,14 @@ def test_a_reader_for_whom_nothing_happens_does_not_fall_off_the_ring() -> None:
     batch = audience.batch(0, hub.position)
     assert batch is not None
     assert (batch.after, batch.revision, [view.unit.revision for view in batch.views]) == (0, 100, [100])
+
+
+def test_a_message_to_an_audience_holds_about_a_mebibyte_and_covers_what_it_holds() -> None:
+    hub = hub_at(0, max_bytes=10**7)
+    audience = hub.join(selection_of(["buoy"], ""))
+    hub.append(0, [unit(revision, (1, 1, 1), padding=400_000) for revision in range(1, 6)])
+    covered, cursor = [], 0
+    while (batch := audience.batch(cursor, hub.position)) is not None:
+        covered.append((batch.after, batch.revision, len(batch.units)))
+        cursor = batch.revision
+    assert covered == [(0, 2, 2), (2, 4, 2), (4, 5, 1)]
