@@ -22,6 +22,7 @@ from services.stream.changes import Changes
 from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hubs import Hubs
+from services.stream.multiplex import Multiplexer
 from services.stream.snapshots import ResumeTokens
 from services.stream.upstream import Logs
 
@@ -62,12 +63,14 @@ async def serve(settings: StreamSettings) -> None:
     hubs = Hubs(logs, bus)
     feeds = Feeds(hubs, logs, access, tokens)
     gate = Gate(TokenVerifier(settings.token_issuer, RemoteKeys(user).get), access)
+    multiplexer = Multiplexer(feeds, gate)
     changes = Changes(hubs)
-    http = HttpPort(feeds, changes, gate.admit)
+    http = HttpPort(feeds, multiplexer, changes, gate)
     server = Server(settings)
-    server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, changes), gate.admit)
+    server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, multiplexer, changes), gate.admit)
 
     async def say_goodbye() -> None:
+        multiplexer.drain()
         await feeds.drain()
         await http.stop()
 
