@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
@@ -16,7 +15,6 @@ class Credentials:
 
     def __init__(self, token: str | TokenProvider) -> None:
         self._token = token
-        self._asking: asyncio.Task[str] | None = None
 
     async def metadata(self, namespace: str) -> list[tuple[str, str]]:
         """The headers of a call about *namespace*.
@@ -42,20 +40,7 @@ class Credentials:
     async def _current(self) -> str:
         if isinstance(self._token, str):
             return self._token
-        if self._asking is None:
-            # Whoever needs a token meanwhile gets the same: when one expires, all feeds ask at once.
-            self._asking = asyncio.create_task(_ask(self._token))
-            self._asking.add_done_callback(self._asked)
-        return await asyncio.shield(self._asking)
-
-    def _asked(self, asking: asyncio.Task[str]) -> None:
-        self._asking = None
-        if not asking.cancelled():
-            asking.exception()  # also when nobody waits for it any more
-
-
-async def _ask(provider: TokenProvider) -> str:
-    try:
-        return await provider()
-    except OSError as failure:
-        raise ApiError("UNAVAILABLE", "", f"no access token: {failure}") from failure
+        try:
+            return await self._token()
+        except OSError as failure:
+            raise ApiError("UNAVAILABLE", "", f"no access token: {failure}") from failure

@@ -17,13 +17,16 @@ from services.runtime.server import Server
 from services.runtime.settings import Settings, read_key
 from services.runtime.startup import serve_or_migrate, wait_for_database
 from services.runtime.tokens import TokenVerifier
+from services.stream import subscription_api
 from services.stream.api import StreamHandlers
 from services.stream.changes import Changes
+from services.stream.deliveries import Deliveries
 from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hubs import Hubs
-from services.stream.multiplex import Multiplexer
 from services.stream.snapshots import ResumeTokens
+from services.stream.subscription_api import SubscriptionHandlers
+from services.stream.subscriptions import Subscriptions
 from services.stream.upstream import Logs
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -55,22 +58,23 @@ async def serve(settings: StreamSettings) -> None:
     """Construct everything, serve until SIGTERM, and take it down in reverse order."""
     await wait_for_database(settings, MIGRATIONS)
     database = Database(settings.database_url)
-    tokens = ResumeTokens(read_key(settings.secrets_dir, "resume_token.key"))
+    token_key = read_key(settings.secrets_dir, "resume_token.key")
     bus = Bus(settings.nats_url, settings.nats_credentials, settings.tls_dir, "stream")
     user, entity = upstream.channel(settings.user_address), upstream.channel(settings.entity_address)
     access = AccessCopy(user, bus)
     logs = Logs(user, entity)
     hubs = Hubs(logs, bus)
-    feeds = Feeds(hubs, logs, access, tokens)
+    feeds = Feeds(hubs, logs, access, ResumeTokens(token_key))
+    subscriptions, deliveries = Subscriptions(database, logs), Deliveries(database, hubs, logs)
     gate = Gate(TokenVerifier(settings.token_issuer, RemoteKeys(user).get), access)
-    multiplexer = Multiplexer(feeds, gate)
     changes = Changes(hubs)
-    http = HttpPort(feeds, multiplexer, changes, gate)
+    http = HttpPort(feeds, changes, gate.admit)
     server = Server(settings)
-    server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, multiplexer, changes), gate.admit)
+    server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, changes), gate.admit)
+    handlers = SubscriptionHandlers(subscriptions, deliveries, hubs, access, token_key)
+    server.add(subscription_api.SERVICE, handlers, gate.admit)
 
     async def say_goodbye() -> None:
-        multiplexer.drain()
         await feeds.drain()
         await http.stop()
 

@@ -6,6 +6,7 @@ import itertools
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -138,7 +139,7 @@ MakeStream = Callable[..., Awaitable[StreamService]]
 async def make_stream(owner: Owner, nats_server: Nats, run_folder: Path) -> AsyncIterator[MakeStream]:
     made: list[StreamService] = []
 
-    async def make(**options: int) -> StreamService:
+    async def make(**options: Any) -> StreamService:
         service = StreamService(owner.socket, nats_server.url, run_folder / f"stream{len(made)}", **options)
         made.append(service)
         await service.start()

@@ -18,7 +18,7 @@ from .service import StreamService, access_token
 @pytest.fixture
 async def replica(owner: Owner, nats_server: Nats, run_folder: Any) -> AsyncGenerator[Replica, None]:
     # A small ring, so that a slow reader falls off it.
-    options = {"http_port": free_port(), "ring_bytes": 1_000_000}
+    options: dict[str, Any] = {"http_port": free_port(), "ring_bytes": 1_000_000}
     made = Replica(
         options["http_port"], lambda: StreamService(owner.socket, nats_server.url, run_folder / "s", **options)
     )

@@ -23,17 +23,21 @@ from services.runtime import upstream
 from services.runtime.access import AccessCopy
 from services.runtime.bus import Bus
 from services.runtime.call import Call
+from services.runtime.database import Database
 from services.runtime.gate import Gate
 from services.runtime.rpc import Method, generic_handler
 from services.runtime.tokens import KeySet, TokenVerifier
+from services.stream import subscription_api
 from services.stream.api import StreamHandlers
 from services.stream.changes import Changes
+from services.stream.deliveries import Deliveries
 from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hub import MAX_RING_BYTES
 from services.stream.hubs import Hubs
-from services.stream.multiplex import Multiplexer
 from services.stream.snapshots import ResumeTokens
+from services.stream.subscription_api import SubscriptionHandlers
+from services.stream.subscriptions import Subscriptions
 from services.stream.upstream import Logs
 
 ISSUER = "https://strandline.local"
@@ -67,8 +71,16 @@ class StreamService:
     """One replica."""
 
     def __init__(
-        self, owner: Path, nats_url: str, socket: Path, *, ring_bytes: int = MAX_RING_BYTES, http_port: int = 0
+        self,
+        owner: Path,
+        nats_url: str,
+        socket: Path,
+        *,
+        ring_bytes: int = MAX_RING_BYTES,
+        http_port: int = 0,
+        own_url: str = "",
     ) -> None:
+        """*own_url*: its own database; without one there are no subscriptions."""
         self.grpc_address = f"unix:{socket}.sock"
         self.http_socket = f"{socket}-http.sock"
         self._http_address = f"127.0.0.1:{http_port}" if http_port else f"unix:{self.http_socket}"
@@ -79,13 +91,18 @@ class StreamService:
         self.hubs = Hubs(logs, self.bus, ring_bytes=ring_bytes)
         self._feeds = feeds = Feeds(self.hubs, logs, self.access, ResumeTokens(bytes(32)))
         self._gate = gate = Gate(TokenVerifier(ISSUER, _keys), self.access)
-        self._multiplexer = multiplexer = Multiplexer(feeds, gate)
         changes = Changes(self.hubs)
-        self._http = HttpPort(feeds, multiplexer, changes, gate)
+        self._http = HttpPort(feeds, changes, gate.admit)
         self._server = grpc.aio.server()
-        handlers = StreamHandlers(feeds, multiplexer, changes)
-        handler = generic_handler("strandline.stream.v1.StreamService", handlers, gate.admit)
+        handler = generic_handler("strandline.stream.v1.StreamService", StreamHandlers(feeds, changes), gate.admit)
         self._server.add_generic_rpc_handlers((handler,))
+        self.database = Database(own_url) if own_url else None
+        if self.database is not None:
+            self.subscriptions = Subscriptions(self.database, logs)
+            self.deliveries = Deliveries(self.database, self.hubs, logs)
+            handlers = SubscriptionHandlers(self.subscriptions, self.deliveries, self.hubs, self.access, bytes(32))
+            handler = generic_handler(subscription_api.SERVICE, handlers, gate.admit)
+            self._server.add_generic_rpc_handlers((handler,))
         self._server.add_insecure_port(self.grpc_address)
 
     async def start(self) -> None:
@@ -102,7 +119,6 @@ class StreamService:
         return int(REGISTRY.get_sample_value("strandline_stream_feeds_open") or 0)
 
     async def drain(self) -> None:
-        self._multiplexer.drain()
         await self._feeds.drain()
         await self._http.stop()
         await self._server.stop(grace=2)
@@ -121,6 +137,8 @@ class StreamService:
         await self.access.stop()
         await self.bus.close()
         await self._upstream.close()
+        if self.database is not None:
+            await self.database.close()
 
     @asynccontextmanager
     async def watch(self, namespace: str = "tides", token: str = "", **request: Any) -> AsyncIterator[Reader]:

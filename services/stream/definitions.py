@@ -1,0 +1,107 @@
+"""What a subscription asks for: checked when it is written, compiled when it is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from strandline.stream.v1 import subscription_pb2 as pb
+
+from services.runtime.errors import invalid_field
+from services.runtime.filters import parse_filter
+from services.runtime.filters.ast import data_paths
+from services.runtime.filters.paths import render_path
+from services.stream.checkpoint import Policy
+from services.stream.selection import Selection, selection_of
+
+FIELDS: Final = frozenset({"types", "filter", "ids", "ack_deadline", "max_in_flight", "retry_policy"})
+"""What an owner chooses."""
+ACK_DEADLINE: Final = timedelta(seconds=10)
+MIN_ACK_DEADLINE: Final = timedelta(seconds=1)
+MAX_ACK_DEADLINE: Final = timedelta(minutes=10)
+MAX_IN_FLIGHT: Final = 100
+MAX_ATTEMPTS: Final = 10
+MIN_BACKOFF: Final = timedelta(seconds=1)
+MAX_BACKOFF: Final = timedelta(minutes=10)
+_LONGEST_MIN_BACKOFF: Final = timedelta(hours=1)
+_LONGEST_MAX_BACKOFF: Final = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A definition, ready for use."""
+
+    selection: Selection
+    policy: Policy
+
+
+def settled(asked: pb.Subscription) -> bytes:
+    """The definition in *asked* with every default filled in, serialized.
+
+    Raises:
+        InvalidArgument: INVALID_FIELD.
+    """
+    definition = pb.Subscription(
+        types=asked.types, filter=asked.filter, ids=asked.ids, max_in_flight=asked.max_in_flight or MAX_IN_FLIGHT
+    )
+    selection_of(asked.types, asked.filter, ids=asked.ids)
+    deadline = ACK_DEADLINE
+    if asked.HasField("ack_deadline"):
+        deadline = duration(asked.ack_deadline, "subscription.ack_deadline", MIN_ACK_DEADLINE, MAX_ACK_DEADLINE)
+    definition.ack_deadline.FromTimedelta(deadline)
+    retry, policy = asked.retry_policy, definition.retry_policy
+    where = "subscription.retry_policy"
+    least, most = MIN_BACKOFF, MAX_BACKOFF
+    if retry.HasField("min_backoff"):
+        least = duration(retry.min_backoff, f"{where}.min_backoff", timedelta(0), _LONGEST_MIN_BACKOFF)
+    if retry.HasField("max_backoff"):
+        most = duration(retry.max_backoff, f"{where}.max_backoff", least, _LONGEST_MAX_BACKOFF)
+    policy.max_attempts = retry.max_attempts or MAX_ATTEMPTS
+    policy.min_backoff.FromTimedelta(least)
+    policy.max_backoff.FromTimedelta(max(least, most))
+    return definition.SerializeToString(deterministic=True)
+
+
+@lru_cache(maxsize=1000)
+def compiled(definition: bytes) -> Compiled:
+    """What ``settled`` made, compiled."""
+    message = pb.Subscription.FromString(definition)
+    retry = message.retry_policy
+    policy = Policy(
+        max_in_flight=message.max_in_flight,
+        ack_deadline=message.ack_deadline.ToMicroseconds(),
+        max_attempts=retry.max_attempts,
+        min_backoff=retry.min_backoff.ToMicroseconds(),
+        max_backoff=retry.max_backoff.ToMicroseconds(),
+    )
+    return Compiled(selection_of(message.types, message.filter, ids=message.ids), policy)
+
+
+def fields_named(definition: bytes) -> list[str]:
+    """The fields of entities that the filter names, for the lease: no schema may drop them unseen."""
+    node = parse_filter(pb.Subscription.FromString(definition).filter, of_entity=True)
+    return sorted({render_path(path) for path in data_paths(node)}) if node is not None else []
+
+
+def duration(value: Duration, field: str, least: timedelta, most: timedelta) -> timedelta:
+    """*value*, if it lies between *least* and *most*.
+
+    Raises:
+        InvalidArgument: INVALID_FIELD.
+    """
+    try:
+        asked = value.ToTimedelta()
+    except (OverflowError, ValueError):
+        asked = timedelta.max
+    if not least <= asked <= most:
+        raise invalid_field(field, f"must be {_seconds(least)} to {_seconds(most)}")
+    if asked % timedelta(milliseconds=1):
+        raise invalid_field(field, "must be whole milliseconds")
+    return asked
+
+
+def _seconds(duration: timedelta) -> str:
+    return f"{duration.total_seconds():g} s"

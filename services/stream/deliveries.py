@@ -1,0 +1,381 @@
+"""Handing out what subscriptions select, to workers of any replica, and taking in what became of it.
+
+No replica owns a subscription. Each step is one transaction under the row lock of the subscription: read the group,
+let ``checkpoint.Group`` decide, write it back. So nothing is remembered by a process that another would need, and one
+that is killed takes nothing with it: what it had in flight is handed out again when its deadline has passed.
+
+To whoever delivers (the API's pulls, webhooks)::
+
+    async with deliveries.worker(namespace, "orders") as worker:
+        for delivery in await worker.take(100):     # empty: nothing right now
+            ...
+        await worker.wait(5)                        # until there may be more
+
+    await deliveries.ack(namespace, "orders", ack_ids)            # and retry, park, skip, extend
+
+Each of the latter returns the ack ids that came too late. All raise ``NotFound`` when there is no such subscription in
+this life of the namespace, ``Unavailable`` when the database or the log does not answer; taking and waiting also
+``OutOfRange`` (COMPACTED) when something that is to be delivered was cut from the log, until ``Seek``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeAlias, cast
+
+import psycopg
+from prometheus_client import Counter, Histogram
+from strandline.stream.v1 import feed_pb2, subscription_pb2
+
+from services.runtime.call import Namespace
+from services.runtime.changelog import Head
+from services.runtime.database import Database
+from services.runtime.errors import Error, NotFound, OutOfRange, Unavailable, invalid_field
+from services.stream import subscription_store as store
+from services.stream.checkpoint import AckId, Outstanding, Position, Selected
+from services.stream.definitions import Compiled, compiled
+from services.stream.hub import Hub
+from services.stream.hubs import Hubs
+from services.stream.selection import Selection
+from services.stream.subscription_store import Locked
+from services.stream.upstream import Logs
+from services.stream.views import UnitView
+
+DELIVERED = Counter("strandline_stream_subscription_deliveries", "Changes handed to workers, each attempt.")
+FINISHED = Counter("strandline_stream_subscription_finished", "Changes that workers finished or skipped.")
+PARKED = Counter("strandline_stream_subscription_parked", "Changes put aside.")
+AGE = Histogram(
+    "strandline_stream_subscription_age_seconds",
+    "Age of changes when they were first handed out.",
+    buckets=(0.01, 0.1, 1, 10, 100, 1000, 10_000, 100_000),
+)
+
+MAX_ANSWER_BYTES: Final = 3 * 2**20
+# One call of `take` looks for so long through a log in which nothing is selected.
+LOOK_SECONDS: Final = 1.0
+# Redelivered changes lie scattered: two that are no further apart are read in one go.
+NEAR: Final = 50
+_ACK_ID: Final = re.compile(r"(\d{1,18})\.(\d{1,9})\.(\d{1,18})")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+Units: TypeAlias = dict[int, UnitView]
+
+
+@dataclass(slots=True)
+class _Shared:
+    """What the workers of this process on one subscription share; none of it is needed to be right.
+
+    ``turn``: one of them at a time looks for something; ``cursor``: where the group was when one of them looked;
+    ``settlements``: how often something was said of deliveries, after which others may be handed out.
+    """
+
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    settlements: int = 0
+    cursor: int | None = None
+    workers: int = 0
+
+    def tell(self) -> None:
+        """Let those that wait look again."""
+        self.settlements += 1
+        self.settled.set()
+        self.settled.clear()
+
+
+class Deliveries:
+    """Deliveries of every subscription."""
+
+    def __init__(self, database: Database, hubs: Hubs, logs: Logs) -> None:
+        self._database = database
+        self._hubs = hubs
+        self._logs = logs
+        self._shared: dict[tuple[str, str, str], _Shared] = {}
+
+    @asynccontextmanager
+    async def worker(self, namespace: Namespace, id: str, *, share: int = 0) -> AsyncIterator[Worker]:
+        """One worker, who has at most *share* deliveries at a time (0: as many as the subscription allows)."""
+        hub, _ = await self._hubs.attach(namespace)
+        key = (namespace.id, namespace.epoch, id)
+        shared = self._shared.setdefault(key, _Shared())
+        shared.workers += 1
+        try:
+            yield Worker(self._database, self._logs, hub, namespace, id, shared, share)
+        finally:
+            self._hubs.detach(hub)
+            shared.workers -= 1
+            if not shared.workers:
+                self._shared.pop(key, None)
+
+    async def ack(self, namespace: Namespace, id: str, ack_ids: Sequence[str]) -> list[str]:
+        """They are done."""
+        stale = await self._settle(namespace, id, ack_ids, lambda held, ack_id: held.progress.group.finish(ack_id))
+        FINISHED.inc(len(ack_ids) - len(stale))
+        return stale
+
+    async def retry(
+        self, namespace: Namespace, id: str, ack_ids: Sequence[str], pause: timedelta | None = None
+    ) -> list[str]:
+        """They failed. *pause*: before the next attempt, unless the last was made; None: as the policy has it."""
+
+        def retry(held: Locked, ack_id: AckId) -> bool:
+            group, policy = held.progress.group, compiled(held.definition.definition).policy
+            item = group.outstanding.get(ack_id.position)
+            backoff = policy.backoff(item.attempts) if item else 0
+            wanted = backoff if pause is None else pause // timedelta(microseconds=1)
+            return group.retry(ack_id, held.now + wanted, policy)
+
+        return await self._settle(namespace, id, ack_ids, retry)
+
+    async def park(self, namespace: Namespace, id: str, ack_ids: Sequence[str], reason: str) -> list[str]:
+        """Put them aside, *reason* says why."""
+        return await self._settle(namespace, id, ack_ids, lambda held, ack_id: held.progress.group.park(ack_id, reason))
+
+    async def extend(self, namespace: Namespace, id: str, ack_ids: Sequence[str], time: timedelta) -> list[str]:
+        """Let the worker have them for so much *time* from now on."""
+        more = time // timedelta(microseconds=1)
+        return await self._settle(
+            namespace, id, ack_ids, lambda held, ack_id: held.progress.group.extend(ack_id, held.now + more)
+        )
+
+    async def _settle(
+        self, namespace: Namespace, id: str, ack_ids: Sequence[str], settle: Callable[[Locked, AckId], bool]
+    ) -> list[str]:
+        parsed = [_parse(ack_id, index) for index, ack_id in enumerate(ack_ids)]
+        async with store.locked(self._database, namespace.id, id) as found:
+            held = of_this_life(found, namespace)
+            stale = [text for text, ack_id in zip(ack_ids, parsed, strict=True) if not settle(held, ack_id)]
+            PARKED.inc(len(held.progress.group.newly_parked))
+        if (shared := self._shared.get((namespace.id, namespace.epoch, id))) is not None:
+            shared.tell()
+        return stale
+
+
+class Worker:
+    """One worker on one subscription. ``hub`` is the one of the namespace."""
+
+    def __init__(
+        self,
+        database: Database,
+        logs: Logs,
+        hub: Hub,
+        namespace: Namespace,
+        id: str,
+        shared: _Shared,
+        share: int,
+    ) -> None:
+        self.hub = hub
+        self._database = database
+        self._logs = logs
+        self._namespace = namespace
+        self._id = id
+        self._shared = shared
+        self._share = share
+        self._mine: set[AckId] = set()
+        self._is_behind = False
+        self._seen = (0, 0)
+
+    async def take(self, limit: int) -> list[subscription_pb2.Delivery]:
+        """At most *limit* changes, in order, 3 MiB of them. Empty: there is nothing right now."""
+        self._seen = self._news()
+        async with self._shared.turn:
+            deadline = time.monotonic() + LOOK_SECONDS
+            while True:
+                units = await self._read()
+                items, moved, compiled_ = await self._hand_out(limit, units)
+                self._is_behind = moved and (self._shared.cursor or 0) < self.hub.head
+                if items or not self._is_behind or time.monotonic() > deadline:
+                    break
+        return await self._deliveries(items, units, compiled_) if items else []
+
+    async def wait(self, seconds: float) -> None:
+        """Return when there may be something to take, at the latest after so many *seconds*."""
+        if self._is_behind or self._seen != self._news():
+            return
+        waiting = {asyncio.ensure_future(self.hub.changed()), asyncio.ensure_future(self._shared.settled.wait())}
+        try:
+            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    def _news(self) -> tuple[int, int]:
+        return self.hub.head, self._shared.settlements
+
+    async def _read(self) -> list[UnitView]:
+        """Units after where the group was last seen; only a guess, for another worker may have moved it since."""
+        cursor = self._shared.cursor
+        if cursor is None or cursor >= self.hub.head:
+            return []
+        if cursor >= self.hub.floor and (batch := self.hub.batch(cursor)) is not None:
+            return list(batch.views)
+        try:
+            head, bodies = await self._logs.units(self._namespace.id, cursor)
+        except OutOfRange:
+            await self._lose_place(cursor)
+            self._shared.cursor = None
+            return []
+        self._check_life(head)
+        return [UnitView(body) for body in bodies]
+
+    async def _hand_out(self, limit: int, units: Sequence[UnitView]) -> tuple[list[Outstanding], bool, Compiled]:
+        """What this worker is given, and whether the group has read on."""
+        async with store.locked(self._database, self._namespace.id, self._id) as found:
+            held = of_this_life(found, self._namespace)
+            check_place(held.progress.state)
+            group = held.progress.group
+            definition = compiled(held.definition.definition)
+            before = self._shared.cursor
+            await self._admit(held, definition.selection, units)
+            if self._share:
+                self._mine = group.in_flight_of(self._mine)
+                limit = min(limit, self._share - len(self._mine))
+            items = group.hand_out(held.now, limit, definition.policy)
+            PARKED.inc(len(group.newly_parked))
+        self._mine.update(item.ack_id for item in items)
+        self._shared.cursor = group.cursor
+        return items, group.cursor != before, definition
+
+    async def _admit(self, held: Locked, selection: Selection, units: Sequence[UnitView]) -> None:
+        group = held.progress.group
+        following = [
+            (unit.unit.revision, _selected(selection, unit)) for unit in units if unit.unit.revision > group.cursor
+        ]
+        parked: set[str] = set()
+        if group.parked and (keys := {change.key for _, selected in following for change in selected}):
+            rows = await held.query(store.parked_among(self._namespace.id, self._id, keys))
+            parked = {key for (key,) in rows}
+        for revision, selected in following:
+            # Another worker may have moved the cursor beyond, or a seek before, what was read.
+            if revision != group.cursor + 1 or not group.fits(selected, parked):
+                break
+            group.admit(revision, selected, parked)
+
+    async def _deliveries(
+        self, items: Sequence[Outstanding], units: Sequence[UnitView], definition: Compiled
+    ) -> list[subscription_pb2.Delivery]:
+        contents = {unit.unit.revision: unit for unit in units}
+        try:
+            await self._fetch({item.position.revision for item in items} - contents.keys(), contents)
+        except BaseException as failure:
+            if isinstance(failure, OutOfRange):
+                # The next look says so.
+                await self._lose_place(min(item.position.revision for item in items) - 1)
+            elif isinstance(failure, Error):
+                await self._give_back(items)
+            raise
+        deliveries: list[subscription_pb2.Delivery] = []
+        size = 0
+        for index, item in enumerate(items):
+            delivery = _delivery(self._namespace.epoch, item, contents[item.position.revision])
+            size += delivery.ByteSize()
+            if deliveries and size > MAX_ANSWER_BYTES:
+                await self._give_back(items[index:])
+                break
+            deliveries.append(delivery)
+        DELIVERED.inc(len(deliveries))
+        for delivery in deliveries:
+            if delivery.delivery_attempt == 1:
+                AGE.observe(max(0.0, time.time() - delivery.commit_time.ToMicroseconds() / 1e6))
+        return deliveries
+
+    async def _fetch(self, revisions: Iterable[int], contents: Units) -> None:
+        """Put the units at *revisions* into *contents*."""
+        wanted = sorted(revisions)
+        while wanted:
+            last = wanted[0]
+            for revision in wanted:
+                if revision - last > NEAR:
+                    break
+                last = revision
+            head, bodies = await self._logs.units(self._namespace.id, wanted[0] - 1, last)
+            self._check_life(head)
+            for unit in map(UnitView, bodies):
+                contents[unit.unit.revision] = unit
+            if not bodies:
+                raise Unavailable("OVERLOADED", "the log cannot be read right now; retry")
+            wanted = [revision for revision in wanted if revision not in contents]
+
+    async def _give_back(self, items: Sequence[Outstanding]) -> None:
+        """They never reached the worker. If that cannot be written, they come again after their deadline."""
+        with contextlib.suppress(Error, psycopg.Error):
+            async with store.locked(self._database, self._namespace.id, self._id) as held:
+                for item in items if held is not None else ():
+                    assert held is not None
+                    held.progress.group.take_back(item.ack_id)
+        self._mine.difference_update(item.ack_id for item in items)
+        self._shared.tell()
+
+    async def _lose_place(self, cursor: int) -> None:
+        """What follows *cursor* was cut from the log: nothing can be delivered in order any more."""
+        async with store.locked(self._database, self._namespace.id, self._id) as found:
+            held = of_this_life(found, self._namespace)
+            # A seek may have come in between.
+            if held.progress.group.checkpoint <= cursor:
+                held.progress.state = store.COMPACTED
+
+    def _check_life(self, head: Head) -> None:
+        if head.epoch != self._namespace.epoch:
+            raise NotFound("NOT_FOUND", "the namespace was deleted, and its subscriptions with it")
+
+
+def of_this_life(held: Locked | None, namespace: Namespace) -> Locked:
+    """*held*, unless it is of another life of *namespace*.
+
+    Raises:
+        NotFound: it is, or there is none.
+    """
+    if held is None or held.definition.epoch != namespace.epoch:
+        raise no_such_subscription()
+    return held
+
+
+def no_such_subscription() -> NotFound:
+    return NotFound("NOT_FOUND", "there is no such subscription")
+
+
+def check_place(state: int) -> None:
+    """Raises ``OutOfRange`` (COMPACTED) for a subscription that has lost its place in the log."""
+    if state == store.COMPACTED:
+        raise OutOfRange("COMPACTED", "a change that is to be delivered was cut from the log; seek a position to go on")
+
+
+def _selected(selection: Selection, unit: UnitView) -> list[Selected]:
+    revision = unit.unit.revision
+    return [
+        Selected(Position(revision, index), change.entity_id or change.type_id, kind)
+        for index, change in enumerate(unit.changes)
+        if (kind := selection.kind_of(change))
+    ]
+
+
+def _delivery(epoch: str, item: Outstanding, view: UnitView) -> subscription_pb2.Delivery:
+    unit = view.unit
+    revision, index = item.position
+    delivery = subscription_pb2.Delivery(
+        ack_id=f"{revision}.{index}.{item.delivery}",
+        id=f"{epoch}.{revision}.{index}",
+        delivery_attempt=item.attempts,
+        revision=revision,
+        index=index,
+        commit_time=unit.commit_time,
+        actor=unit.actor,
+        request_id=unit.request_id,
+        change=unit.changes[index],
+    )
+    delivery.deadline.FromDatetime(_EPOCH + timedelta(microseconds=item.due))
+    delivery.change.kind = cast("feed_pb2.Change.Kind.ValueType", item.kind)
+    return delivery
+
+
+def _parse(ack_id: str, index: int) -> AckId:
+    if (match := _ACK_ID.fullmatch(ack_id)) is None:
+        raise invalid_field(f"ack_ids[{index}]", "was never given out")
+    revision, place, delivery = map(int, match.groups())
+    return AckId(Position(revision, place), delivery)

@@ -1,0 +1,313 @@
+"""Managing subscriptions: making, looking at, changing and moving them, and what is parked in them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from strandline.stream.v1 import feed_pb2
+from strandline.stream.v1 import subscription_pb2 as pb
+
+from services.runtime.call import Namespace
+from services.runtime.changelog import Head
+from services.runtime.database import Database
+from services.runtime.errors import (
+    Aborted,
+    AlreadyExists,
+    Error,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    ResourceExhausted,
+    invalid_field,
+)
+from services.runtime.ids import uuid7
+from services.stream import subscription_store as store
+from services.stream.checkpoint import MAX_OUTSTANDING, MAX_PARKED, Group, Parked, Position
+from services.stream.definitions import fields_named, settled
+from services.stream.deliveries import no_such_subscription, of_this_life
+from services.stream.positions import check_position, compacted
+from services.stream.subscription_store import Definition, Progress
+from services.stream.upstream import Lease, Logs
+
+MAX_SUBSCRIPTIONS: Final = 100
+"""Of a namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A subscription and how far it is. *oldest*: when the first unit after its checkpoint was committed."""
+
+    definition: Definition
+    progress: Progress
+    head: int
+    oldest: datetime | None
+
+
+class Subscriptions:
+    """Every subscription."""
+
+    def __init__(self, database: Database, logs: Logs) -> None:
+        self._database = database
+        self._logs = logs
+
+    async def create(self, namespace: Namespace, id: str, asked: pb.Subscription) -> Status:
+        """Make a subscription.
+
+        Raises:
+            InvalidArgument: START_REQUIRED, INVALID_FIELD.
+            AlreadyExists: the id is taken.
+            FailedPrecondition: FUTURE_REVISION.
+            OutOfRange: COMPACTED.
+            ResourceExhausted: QUOTA_EXCEEDED.
+        """
+        definition = settled(asked)
+        revision = await self._position(namespace, asked.start, "subscription.start")
+        now = datetime.now(UTC)
+        made = Definition(id, uuid7(), namespace.epoch, 1, definition, now, now)
+        # Delivery numbers go on where those of an earlier subscription with this id cannot have come.
+        progress = Progress(store.ACTIVE, Group(revision, time.time_ns() // 1000))
+        await self._remove_dead(namespace, id)
+        # First: from now on the log is not cut there.
+        await self._logs.put_lease(lease_of(namespace, made, revision))
+        try:
+            await self._insert(namespace, made, progress)
+        except BaseException:
+            with contextlib.suppress(Error):
+                await self._logs.delete_lease(namespace.id, namespace.epoch, lease_name(made))
+            raise
+        return await self._status(namespace, made, progress)
+
+    async def get(self, namespace: Namespace, id: str) -> Status:
+        """Raises ``NotFound``."""
+        rows = await self._database.read(namespace.id, *store.select(namespace.id, id))
+        found = store.found(rows)
+        if found is None or found[0].epoch != namespace.epoch:
+            raise no_such_subscription()
+        return await self._status(namespace, *found)
+
+    async def list(self, namespace: Namespace, after: str, size: int) -> tuple[Sequence[Status], bool]:
+        """At most *size* of them, by id, that come after *after*; and whether more follow."""
+        (rows,) = await self._database.read(namespace.id, store.select_page(namespace.id, after, size + 1))
+        found = store.listed(rows)
+        living = [one for one in found[:size] if one[0].epoch == namespace.epoch]
+        head = await self._head(namespace)
+        return await asyncio.gather(*(self._status(namespace, *one, head) for one in living)), len(found) > size
+
+    async def update(
+        self, namespace: Namespace, id: str, asked: pb.Subscription, fields: Collection[str], etag: str
+    ) -> Status:
+        """Take over *fields* of *asked*.
+
+        Raises:
+            InvalidArgument: INVALID_FIELD.
+            NotFound: there is no such subscription.
+            Aborted: ETAG_MISMATCH.
+        """
+        async with store.locked(self._database, namespace.id, id) as found:
+            held = of_this_life(found, namespace)
+            _check_etag(held.definition, etag)
+            wanted = pb.Subscription.FromString(held.definition.definition)
+            for name in fields:
+                wanted.ClearField(name)  # type: ignore[arg-type]  # the names are its own
+                taken = pb.Subscription()
+                taken.CopyFrom(asked)
+                for other in {field.name for field, _ in taken.ListFields()} - {name}:
+                    taken.ClearField(other)  # type: ignore[arg-type]
+                wanted.MergeFrom(taken)
+            definition = settled(wanted)
+            if definition != held.definition.definition:
+                held.statements.append(store.update(namespace.id, id, definition))
+                held.statements.append(store.due_at_once(namespace.id, id))
+        return await self.get(namespace, id)
+
+    async def delete(self, namespace: Namespace, id: str, etag: str) -> None:
+        """Remove a subscription and what is parked in it.
+
+        Raises:
+            NotFound: there is no such subscription.
+            Aborted: ETAG_MISMATCH.
+        """
+        async with store.locked(self._database, namespace.id, id) as found:
+            held = of_this_life(found, namespace)
+            _check_etag(held.definition, etag)
+            held.statements += store.delete(namespace.id, id, held.definition.uid)
+        with contextlib.suppress(Error):  # it ends by itself
+            await self._logs.delete_lease(namespace.id, namespace.epoch, lease_name(held.definition))
+
+    async def seek(self, namespace: Namespace, id: str, start: pb.Start) -> Status:
+        """Go on at *start*.
+
+        Raises:
+            InvalidArgument: START_REQUIRED.
+            NotFound: there is no such subscription.
+            FailedPrecondition: FUTURE_REVISION.
+            OutOfRange: COMPACTED.
+        """
+        revision = await self._position(namespace, start, "start")
+        async with store.locked(self._database, namespace.id, id) as found:
+            held = of_this_life(found, namespace)
+            # Under the lock, so that no renewal that is under way can let go of what is needed now.
+            await self._logs.put_lease(lease_of(namespace, held.definition, revision))
+            group = held.progress.group
+            group.seek(revision)
+            group.parked -= len(await held.query(store.delete_parked_after(namespace.id, id, revision)))
+            held.progress.state = store.ACTIVE
+            held.statements.append(store.due_at_once(namespace.id, id))
+        return await self._status(namespace, held.definition, held.progress)
+
+    # What is parked
+
+    async def list_parked(
+        self, namespace: Namespace, id: str, after: tuple[str, int, int], size: int
+    ) -> tuple[Sequence[tuple[Parked, datetime]], bool]:
+        """At most *size* parked changes and since when they are, after the place *after*; and whether more follow."""
+        rows = await self._database.read(
+            namespace.id, *store.select(namespace.id, id), store.select_parked(namespace.id, id, after, size + 1)
+        )
+        found = store.found(rows[:2])
+        if found is None or found[0].epoch != namespace.epoch:
+            raise no_such_subscription()
+        parked = [
+            (Parked(Position(revision, index), key, kind, attempts, reason), park_time)
+            for key, revision, index, kind, attempts, reason, park_time in rows[2]
+        ]
+        return parked[:size], len(parked) > size
+
+    async def replay(self, namespace: Namespace, id: str, keys: Collection[str]) -> tuple[int, int, int]:
+        """Deliver what is parked of *keys* (none: of all) again, as much as there is room for, but of a key everything.
+
+        Returns:
+            How many changes are delivered again, are parked still, and were cut from the log and are given up.
+        """
+        head = await self._head(namespace)
+        async with store.locked(self._database, namespace.id, id) as found:
+            held = of_this_life(found, namespace)
+            group = held.progress.group
+            if not keys:
+                limit = MAX_PARKED + MAX_OUTSTANDING
+                keys = [key for key, _ in await held.query(store.select_parked_keys(namespace.id, id, limit))]
+            rows = await held.query(store.select_parked_of(namespace.id, id, keys))
+            of_key: dict[str, list[Parked]] = {}
+            for key, revision, index, kind, attempts, reason in rows:
+                of_key.setdefault(key, []).append(Parked(Position(revision, index), key, kind, attempts, reason))
+            taken: list[str] = []
+            replayed = lost = 0
+            for key, parked in of_key.items():
+                left = [change for change in parked if change.position.revision > head.horizon]
+                if replayed and len(group.outstanding) + len(left) > MAX_OUTSTANDING // 2:
+                    break
+                group.restore(left)
+                group.parked -= len(parked) - len(left)
+                replayed += len(left)
+                lost += len(parked) - len(left)
+                taken.append(key)
+            held.statements.append(store.delete_parked_of(namespace.id, id, taken))
+        return replayed, group.parked, lost
+
+    # Positions
+
+    async def _head(self, namespace: Namespace) -> Head:
+        # A log that nothing was written to has no head yet.
+        head = (await self._logs.heads([namespace.id])).get(namespace.id)
+        return head or Head(namespace.id, namespace.epoch, 0)
+
+    async def _position(self, namespace: Namespace, start: pb.Start, field: str) -> int:
+        """The revision after which *start* begins."""
+        head = await self._head(namespace)
+        match start.WhichOneof("position"):
+            case "now":
+                return head.revision
+            case "beginning":
+                return head.horizon
+            case "after_revision":
+                check_position(start.after_revision, "", head)
+                return start.after_revision
+            case "after_time":
+                return await self._position_at(namespace, start, head, field)
+            case _:
+                raise InvalidArgument(
+                    "START_REQUIRED", f"{field}: say where to begin: now, after_revision, after_time or beginning"
+                )
+
+    async def _position_at(self, namespace: Namespace, start: pb.Start, head: Head, field: str) -> int:
+        if not start.after_time.IsInitialized() or not -62135596800 <= start.after_time.seconds <= 253402300799:
+            raise invalid_field(f"{field}.after_time", "must be a time of the years 1 to 9999")
+        if not head.revision:
+            return 0
+        revision, head = await self._logs.revision_at(namespace.id, start.after_time)
+        if 0 < head.horizon >= revision:
+            # Whether something between the time and the horizon is gone can no longer be known.
+            raise compacted(head.horizon)
+        return revision
+
+    async def _status(
+        self, namespace: Namespace, definition: Definition, progress: Progress, head: Head | None = None
+    ) -> Status:
+        head = head or await self._head(namespace)
+        checkpoint = progress.group.checkpoint
+        oldest = None
+        if checkpoint < head.revision:
+            with contextlib.suppress(OutOfRange, NotFound):
+                _, bodies = await self._logs.units(namespace.id, checkpoint, checkpoint + 1)
+                if bodies:
+                    oldest = feed_pb2.Unit.FromString(bodies[0]).commit_time.ToDatetime(UTC)
+        return Status(definition, progress, head.revision, oldest)
+
+    # Storing
+
+    async def _insert(self, namespace: Namespace, made: Definition, progress: Progress) -> None:
+        (others,), inserted, *_ = await store.in_transaction(
+            self._database, namespace.id, store.count(namespace.id), *store.insert(namespace.id, made, progress)
+        )
+        if not inserted:
+            raise AlreadyExists("ALREADY_EXISTS", "there is a subscription with this id already")
+        # Afterwards, so that making one needs no lock on the others: a few too many are no harm, and are taken back.
+        if others[0] >= MAX_SUBSCRIPTIONS:
+            await store.in_transaction(self._database, namespace.id, *store.delete(namespace.id, made.id, made.uid))
+            raise ResourceExhausted(
+                "QUOTA_EXCEEDED",
+                f"the namespace has {MAX_SUBSCRIPTIONS} subscriptions already",
+                quota="subscriptions",
+                limit=str(MAX_SUBSCRIPTIONS),
+                used=str(others[0]),
+            )
+
+    async def _remove_dead(self, namespace: Namespace, id: str) -> None:
+        """Make room for a new subscription where one of an earlier life of the namespace still lies."""
+        found = store.found(await self._database.read(namespace.id, *store.select(namespace.id, id)))
+        if found is not None and found[0].epoch != namespace.epoch:
+            await store.in_transaction(self._database, namespace.id, *store.delete(namespace.id, id, found[0].uid))
+
+
+def lease_of(namespace: Namespace, definition: Definition, acknowledged: int) -> Lease:
+    """The lease that keeps the log for a subscription."""
+    asked = pb.Subscription.FromString(definition.definition)
+    types = list(asked.types) or sorted({entity_id.split("/")[0] for entity_id in asked.ids})
+    return Lease(
+        namespace.id, namespace.epoch, lease_name(definition), types, fields_named(definition.definition), acknowledged
+    )
+
+
+def lease_name(definition: Definition) -> str:
+    # With the uid, so that one that is being removed cannot take away the lease of the next with its id.
+    return f"subscriptions/{definition.id}/{definition.uid}"
+
+
+def etag_of(definition: Definition) -> str:
+    return f'"{definition.version}"'
+
+
+def _check_etag(definition: Definition, etag: str) -> None:
+    if etag not in ("", etag_of(definition)):
+        raise Aborted("ETAG_MISMATCH", "the subscription was changed since", etag=etag_of(definition))
+
+
+def age_of(status: Status) -> timedelta:
+    """How long ago the first unit after the checkpoint was committed."""
+    return max(timedelta(0), datetime.now(UTC) - status.oldest) if status.oldest else timedelta(0)
