@@ -13,6 +13,10 @@ test: install
 test-browser: install
 	$(BIN)/pytest tests/browser
 
+# The oracle of tests/e2e with new seeds, for an hour unless STRANDLINE_SOAK_SECONDS says otherwise.
+soak: install
+	STRANDLINE_SOAK_SECONDS=$${STRANDLINE_SOAK_SECONDS:-3600} $(BIN)/pytest tests/e2e/test_feed_oracle.py -s
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,5 +56,5 @@ lock:
 baseline: install
 	$(BIN)/buf build $(DESCRIPTORS) --path strandline --exclude-source-info --output protos/baseline.json
 
-.PHONY: up test test-browser lint bench bench-peers install stubs lock baseline
+.PHONY: up test test-browser soak lint bench bench-peers install stubs lock baseline
 DESCRIPTORS = $(shell $(BIN)/python -c 'from pathlib import Path; import strandline.rpc; print(Path(list(strandline.rpc.__path__)[0]).parent / "descriptors.binpb")')

@@ -274,6 +274,12 @@ class Answers(grpc.GenericRpcHandler):
             self._upstreams.seen[rpc.name] = (request, metadata)
             return await self._upstreams.answers[rpc.name](request, context)
 
+        if rpc.takes_stream:
+            return grpc.stream_stream_rpc_method_handler(
+                self._upstreams.streams[rpc.name],
+                request_deserializer=request_type.FromString,
+                response_serializer=lambda m: m.SerializeToString(),
+            )
         if rpc.name in self._upstreams.streams:
             return grpc.unary_stream_rpc_method_handler(
                 self._upstreams.streams[rpc.name],

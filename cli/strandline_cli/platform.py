@@ -49,9 +49,7 @@ class Running:
             try:
                 return await asyncio.to_thread(administrator_token, self.home, self.rest)
             except ApiError as refusal:
-                # While parts of the platform restart, signing in fails for a moment as anything else does.
-                code = "UNAVAILABLE" if refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "UNAUTHENTICATED"
-                raise strandline_client.ApiError(code, refusal.reason, str(refusal)) from refusal
+                raise strandline_client.ApiError(_code(refusal.status), refusal.reason, str(refusal)) from refusal
 
         return Client(self.edge, token, rest=self.rest, patience=patience)
 
@@ -59,3 +57,10 @@ class Running:
         """The process of *part*; None between two lives."""
         state = self.home.load_state()
         return state.pids.get(part) if state else None
+
+
+def _code(status: int) -> str:
+    """The code of a sign-in that failed: while parts of the platform restart it does so for a moment."""
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return "UNAVAILABLE"
+    return "RESOURCE_EXHAUSTED" if status == HTTPStatus.TOO_MANY_REQUESTS else "UNAUTHENTICATED"

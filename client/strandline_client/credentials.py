@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
@@ -15,6 +16,7 @@ class Credentials:
 
     def __init__(self, token: str | TokenProvider) -> None:
         self._token = token
+        self._asking: asyncio.Task[str] | None = None
 
     async def metadata(self, namespace: str) -> list[tuple[str, str]]:
         """The headers of a call about *namespace*.
@@ -40,7 +42,20 @@ class Credentials:
     async def _current(self) -> str:
         if isinstance(self._token, str):
             return self._token
-        try:
-            return await self._token()
-        except OSError as failure:
-            raise ApiError("UNAVAILABLE", "", f"no access token: {failure}") from failure
+        if self._asking is None:
+            # Whoever needs a token meanwhile gets the same: when one expires, all feeds ask at once.
+            self._asking = asyncio.create_task(_ask(self._token))
+            self._asking.add_done_callback(self._asked)
+        return await asyncio.shield(self._asking)
+
+    def _asked(self, asking: asyncio.Task[str]) -> None:
+        self._asking = None
+        if not asking.cancelled():
+            asking.exception()  # also when nobody waits for it any more
+
+
+async def _ask(provider: TokenProvider) -> str:
+    try:
+        return await provider()
+    except OSError as failure:
+        raise ApiError("UNAVAILABLE", "", f"no access token: {failure}") from failure

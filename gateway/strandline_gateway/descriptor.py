@@ -83,6 +83,11 @@ class Rpc:
         return self.method.output_type.fields_by_name[self.http.response_body]
 
     @property
+    def takes_stream(self) -> bool:
+        """Whether the client sends any number of requests, over HTTP as frames of a WebSocket."""
+        return self.method.client_streaming
+
+    @property
     def is_write(self) -> bool:
         """Whether it can be repeated safely by a request id."""
         return "request_id" in self.method.input_type.fields_by_name

@@ -14,6 +14,7 @@ from strandline_gateway.edge_filters import (
     HEADER_MUTATION,
     JWT,
     RATE_LIMIT,
+    READ_LIMIT,
     without_grpc_headers,
 )
 from strandline_gateway.topology import Topology
@@ -101,6 +102,9 @@ def route(topology: Topology, rpc: Rpc, name: str, match: Json, action: Json, fi
         "request_body_buffer_limit": topology.edge.body_limit,
         "typed_per_filter_config": {JWT: jwt_requirement(rpc), **filters},
     }
+    if rpc.takes_stream:
+        # A connection's requests are as many as it likes: each is limited by its service, and their sum by nobody.
+        found["typed_per_filter_config"] |= {name: filter_config(disabled=True) for name in (READ_LIMIT, BODY_LIMIT)}
     if signs_in(rpc) and topology.edge.auth_rate_limit is not None:
         found["typed_per_filter_config"][RATE_LIMIT] = filter_config(config={})
     if rpc.is_write:

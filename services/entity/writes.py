@@ -32,7 +32,7 @@ from services.entity.operations import apply
 from services.entity.preconditions import Precondition
 from services.entity.turns import Turns
 from services.runtime.call import Namespace
-from services.runtime.changelog import select_versions
+from services.runtime.changelog import Share, select_versions
 from services.runtime.committer import Committer, Outcomes, Receipt
 from services.runtime.database import Database
 from services.runtime.errors import Error, InvalidArgument, Unavailable
@@ -208,10 +208,10 @@ class Writer:
         ]
 
     def _submit(self, writing: Writing, base: str, first: int, ready: Sequence[_Ready]) -> asyncio.Future[Outcomes]:
-        # The dot keeps these ids apart from any that a caller may choose.
+        shares = [Share(base, first + item.place) for item in ready]
         units = [
-            _unit(writing, f"{base}.{first + place}", body_hash, prepared, False)
-            for place, body_hash, prepared in ready
+            _unit(writing, share.request_id, item.body_hash, item.prepared, False, share=share)
+            for item, share in zip(ready, shares, strict=True)
         ]
         return self._committer.submit(writing.namespace, *units)
 
@@ -392,6 +392,8 @@ def _unit(
     prepared: _Preparation,
     indexed: bool,
     preconditions: Sequence[Precondition] = (),
+    *,
+    share: Share | None = None,
 ) -> Write:
     writes, types, claim = prepared
     keys = [write.mutation.key for write in writes]
@@ -430,6 +432,7 @@ def _unit(
         limits=writing.limits,
         indexed=indexed,
         remembers_refusal=writing.remembers_refusals,
+        share=share,
     )
 
 

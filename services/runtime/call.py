@@ -72,6 +72,12 @@ class Call:
             raise AssertionError("only calls with a principal write")
         return self.principal.user_id
 
+    def identified(self) -> Principal:
+        """Who calls, on an RPC that asks for a proof of it."""
+        if self.principal is None:
+            raise AssertionError("the RPC declares no identity, so nobody was identified")
+        return self.principal
+
     def allowed_namespace(self) -> Namespace:
         """The namespace whose role check this call has passed."""
         if self.namespace is None:

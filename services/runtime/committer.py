@@ -28,7 +28,7 @@ import psycopg
 
 from services.runtime import changelog
 from services.runtime.call import Namespace
-from services.runtime.changelog import AnsweredRequest, Change, Head, LoggedUnit
+from services.runtime.changelog import AnsweredRequest, Change, Head, LoggedUnit, Share
 from services.runtime.database import Connection, Database, Row, Statement, pipeline
 from services.runtime.errors import Error, InvalidArgument, Unavailable
 
@@ -59,7 +59,8 @@ class Unit:
 
     ``exclusive`` names what the unit writes (entity names, unique values), ``shared`` what it only refers to: two
     units with a conflict never share a batch. ``method`` and ``body_hash`` make a repeated ``request_id`` answerable.
-    ``size`` is about how many bytes the unit will take.
+    ``size`` is about how many bytes the unit will take. ``share`` says that the unit is one of many of one request,
+    which are remembered together; then ``request_id`` is the share's.
     """
 
     actor: str
@@ -70,6 +71,7 @@ class Unit:
     shared: frozenset[Hashable] = frozenset()
     size: int = 1000
     validate_only: bool = False
+    share: Share | None = None
 
     @property
     def request_key(self) -> tuple[str, str, str]:
@@ -339,14 +341,18 @@ class Committer(Generic[U]):
                 connection,
                 Statement("BEGIN"),
                 Statement(changelog.LOCK_HEAD, (namespace.id,)),
-                changelog.find_requests(namespace.id, [unit.request_key for unit in units]),
+                changelog.find_requests(
+                    namespace.id,
+                    [unit.request_id for unit in units if unit.share is None],
+                    [unit.share for unit in units if unit.share is not None],
+                ),
                 *self._ledger.reads(namespace.id, units),
             )
             if not head_rows or head_rows[0][0] != namespace.epoch:
                 await self._begin_life(connection, namespace)
                 return await self._attempt(connection, namespace, batch)
             epoch, revision, commit_time = head_rows[0]
-            known = {request.key: request for request in (AnsweredRequest(*row) for row in request_rows)}
+            known = {request.key: request for request in changelog.answered_requests(request_rows)}
             deciding = _Deciding(
                 self._ledger.open_round(namespace.id, units, rows),
                 known,
@@ -472,7 +478,9 @@ class _Deciding(Generic[U]):
                 self.revision += 1
                 self._commit_time += _TICK
             answers.append(
-                AnsweredRequest(unit.actor, unit.method, unit.request_id, unit.body_hash, self.revision, answer)
+                AnsweredRequest(
+                    unit.actor, unit.method, unit.request_id, unit.body_hash, self.revision, answer, unit.share
+                )
             )
         self.results.append(Receipt(self.revision, head.epoch, answer, result))
 

@@ -5,6 +5,7 @@ All of it follows from the RPC's ``access`` option, so a handler contains no acc
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
 
 from google.protobuf.message import Message
@@ -14,7 +15,7 @@ from services.runtime.call import Call, Namespace, Principal, namespace_of
 from services.runtime.errors import Unauthenticated
 from services.runtime.rpc import Method
 from services.runtime.rules import check_rules
-from services.runtime.tokens import TokenVerifier
+from services.runtime.tokens import LEEWAY, TokenVerifier
 
 VIEWER, EDITOR, OWNER = access_pb2.Access.VIEWER, access_pb2.Access.EDITOR, access_pb2.Access.OWNER
 
@@ -48,13 +49,22 @@ class Gate:
         """Fill in ``call.principal`` and ``call.namespace``, or raise."""
         if method.needs_token:
             await self.identify(call)
+        await self._permit(method, request, call)
+
+    async def admit_again(self, method: Method, request: Message, call: Call) -> None:
+        """Fill in ``call.namespace``, or raise, for a caller who has proved before who it is."""
+        principal = call.identified()
+        check_life(principal)
+        await self._access.check_session(principal)
+        await self._permit(method, request, call)
+
+    async def _permit(self, method: Method, request: Message, call: Call) -> None:
         if method.role:
-            if call.principal is None:
-                raise AssertionError(f"{method.path} needs a role, so it must need a token")
+            principal = call.identified()
             namespace_id = namespace_of(method.resource_name(request), method.resource)
             # What changes something, or goes on for long, is not let in on an old copy of the access rules.
             write = method.role >= EDITOR or method.streams
-            call.namespace = await self._access.authorize(call.principal, namespace_id, method.role, write=write)
+            call.namespace = await self._access.authorize(principal, namespace_id, method.role, write=write)
         check_rules(request)
 
     async def identify(self, call: Call) -> Principal:
@@ -64,6 +74,21 @@ class Gate:
             raise Unauthenticated("TOKEN_MISSING", "an access token is needed: Authorization: Bearer <token>")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("TOKEN_INVALID", "the access token is not valid")
-        call.principal = self._verifier.recall(token) or await self._verifier.verify(token)
-        await self._access.check_session(call.principal)
+        call.principal = await self.verify(token)
         return call.principal
+
+    async def verify(self, token: str) -> Principal:
+        """Who *token* speaks for, if their session lives."""
+        principal = self._verifier.recall(token) or await self._verifier.verify(token)
+        await self._access.check_session(principal)
+        return principal
+
+
+def check_life(principal: Principal) -> None:
+    """Refuse one whose proof has expired.
+
+    Raises:
+        Unauthenticated: TOKEN_INVALID.
+    """
+    if principal.expires_at + LEEWAY < time.time():
+        raise Unauthenticated("TOKEN_INVALID", "the access token is not valid")

@@ -22,9 +22,18 @@ class SnapshotReader(Protocol):
     """Reads live entities as they were at a revision."""
 
     async def read_snapshot(
-        self, namespace: str, epoch: str, revision: int, types: list[str], after: tuple[str, str], max_bytes: int
+        self,
+        namespace: str,
+        epoch: str,
+        revision: int,
+        types: list[str],
+        after: tuple[str, str],
+        max_bytes: int,
+        keys: Sequence[tuple[str, str]] = (),
     ) -> tuple[list[bytes], tuple[str, str] | None]:
         """Serialized entities after (type, id) in that order, and where the page ends; None: nothing is left.
+
+        *keys* are the only ones that are wanted, if there are any; more may come.
 
         Raises:
             FailedPrecondition: EPOCH_CHANGED, *epoch* (if any is given) is not the life that is read.
@@ -105,6 +114,7 @@ class LogHandlers:
             list(request.types),
             (request.after_type, request.after_id),
             request.max_bytes or DEFAULT_BYTES,
+            [(type_id, entity_id) for type_id, _, entity_id in (each.partition("/") for each in request.ids)],
         )
         next_type, next_id = end or ("", "")
         return pb.ReadSnapshotResponse(entities=entities, next_type=next_type, next_id=next_id)

@@ -1,7 +1,8 @@
 """gRPC on one side, handlers of ``(request, call)`` on the other. Only this file and ``server.py`` know its server.
 
 A handler is an ``async`` method named after the RPC in snake_case. It returns the response, as a message or already
-serialized; of a streaming RPC it is an async generator of either. It raises ``errors.Error``; what that means on the
+serialized; of a streaming RPC it is an async generator of either. Where the client streams, too, it takes an async
+iterator of requests instead of one, and sees to each by itself. It raises ``errors.Error``; what that means on the
 wire stands in ``STATUS`` and nowhere else.
 """
 
@@ -12,6 +13,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing
 from itertools import accumulate
 from operator import attrgetter
 from typing import Any, NoReturn, cast
@@ -77,6 +79,7 @@ class Method:
         """Path of the field that names what is called on."""
         self.resource_name: Callable[[Message], str] = attrgetter(access.resource) if access.resource else _no_resource
         self.streams = descriptor.server_streaming
+        self.takes_stream = descriptor.client_streaming
         self.request_class = message_factory.GetMessageClass(descriptor.input_type)
         self.handler_name = re.sub(r"(?<!^)(?=[A-Z])", "_", descriptor.name).lower()
 
@@ -101,11 +104,19 @@ def generic_handler(service: str, handlers: object, admit: Admission) -> grpc.Ge
     for method_descriptor in descriptor.methods:
         method = Method(method_descriptor)
         handler = getattr(handlers, method.handler_name)
-        make = grpc.unary_stream_rpc_method_handler if method.streams else grpc.unary_unary_rpc_method_handler
-        adapt = adapt_stream if method.streams else adapt_unary
+        make, adapt = _shape(method)
         # Requests come as bytes: what grpcio says of one that it cannot parse shows the inside of this process.
         table[method.name] = make(adapt(method, handler, admit), None, serialize)
     return grpc.method_handlers_generic_handler(service, table)
+
+
+def _shape(method: Method) -> tuple[Callable[..., grpc.RpcMethodHandler[bytes, Any]], Callable[..., Any]]:
+    """What grpcio calls handlers of this shape, and what makes one of ours into it."""
+    if method.takes_stream:
+        return grpc.stream_stream_rpc_method_handler, adapt_both_ways
+    if method.streams:
+        return grpc.unary_stream_rpc_method_handler, adapt_stream
+    return grpc.unary_unary_rpc_method_handler, adapt_unary
 
 
 def serialize(response: Message | bytes) -> bytes:
@@ -153,6 +164,25 @@ def adapt_stream(method: Method, handler: Any, admit: Admission) -> Any:
             await abort(context, failure, status_of(failure, method.path))
 
     return stream
+
+
+def adapt_both_ways(method: Method, handler: Any, admit: Admission) -> Any:
+    # No generator: one that is suspended in its `yield` when the client goes is closed when somebody collects it.
+    async def converse(raw_requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        try:
+            call = call_of(context)
+            # There is no request yet: what is admitted is the caller.
+            await admit(method, method.request_class(), call)
+            # Until something is answered, a proxy takes the requests for one that is slow to arrive.
+            await context.send_initial_metadata(())
+            requests = (method.parse(raw) async for raw in raw_requests)
+            async with aclosing(handler(requests, call)) as responses:
+                async for response in responses:
+                    await context.write(response)
+        except Exception as failure:
+            await abort(context, failure, status_of(failure, method.path))
+
+    return converse
 
 
 def call_of(context: grpc.aio.ServicerContext[Any, Any]) -> Call:

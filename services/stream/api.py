@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -10,19 +11,34 @@ from strandline.stream.v1 import stream_service_pb2
 from services.runtime.call import Call
 from services.stream.changes import Changes
 from services.stream.feeds import Feeds
+from services.stream.multiplex import Multiplexer
 
 
 class StreamHandlers:
     """The handlers of ``StreamService``."""
 
-    def __init__(self, feeds: Feeds, changes: Changes) -> None:
+    def __init__(self, feeds: Feeds, multiplexer: Multiplexer, changes: Changes) -> None:
         self._feeds = feeds
+        self._multiplexer = multiplexer
         self._changes = changes
 
     async def watch(self, request: stream_service_pb2.WatchRequest, call: Call) -> AsyncIterator[bytes]:
         async with self._feeds.open(request, call) as feed, aclosing(feed.messages()) as messages:
             async for message in messages:
                 yield message.protobuf
+
+    async def watch_many(
+        self, requests: AsyncIterator[stream_service_pb2.WatchManyRequest], call: Call
+    ) -> AsyncIterator[bytes]:
+        async with self._multiplexer.connect(call) as connection:
+            reading = asyncio.create_task(connection.read(requests))
+            try:
+                async with aclosing(connection.responses()) as responses:
+                    async for response in responses:
+                        yield response.protobuf
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
 
     async def list_changes(self, request: stream_service_pb2.ListChangesRequest, call: Call) -> bytes:
         return (await self._changes.page(request, call)).protobuf

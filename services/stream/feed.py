@@ -77,12 +77,16 @@ class Feed:
         self._selection = selection
         self._start = start
         self._tokens = tokens
+        if start.walk is not None:
+            start.walk.token = tokens.seal(start.walk, selection)
         self._progress_seconds = progress_seconds or PROGRESS_SECONDS
         self._audience: Audience | None = None
         self._stop = None if not once else head.revision if start.walk is None else start.revision
         self._cursor = self._sent = start.revision
         self._sent_at = time.monotonic()
         self._failing_since: float | None = None
+        self._walking = start.walk  # until its end was told
+        self._is_over = False
 
     async def messages(self) -> AsyncGenerator[Message, None]:
         """Everything in order. Without end, unless we end it: then ``End`` is the last message."""
@@ -97,13 +101,34 @@ class Feed:
                     yield message
                     self._sent_at = time.monotonic()
         except Ended as end:
+            self._is_over = True
             yield self._end(end)
         except Exception:
             logger.exception("a feed of %s broke", self._hub.namespace)
+            self._is_over = True
             yield self._end(Ended(End.UNAVAILABLE, "the feed broke; resume"))
         finally:
             if self._audience is not None:
                 self._hub.leave(self._audience)
+
+    async def position(self) -> Message | None:
+        """Where the feed is, for one who asks between two of its messages; None after its ``End``.
+
+        It claims what was yielded before, and what was looked at and does not match.
+        """
+        await self._permit.demand()
+        if self._is_over:
+            return None
+        if self._walking is not None:
+            message = self._page(self._walking)
+        else:
+            audience, position = self._audience, self._hub.position
+            # Nobody wakes a reader for what does not match, so it may be further than it knows.
+            if audience and self._cursor >= audience.since and audience.batch(self._cursor, position) is None:
+                self._cursor = position
+            message = self._progress()
+        self._sent, self._sent_at = message.revision, time.monotonic()
+        return message
 
     async def _run(self) -> AsyncGenerator[Message, None]:
         if self._start.walk is not None:
@@ -157,7 +182,6 @@ class Feed:
         return segment.batch(self._cursor)
 
     async def _snapshot(self, walk: Walk) -> AsyncGenerator[Message, None]:
-        walk.token = self._tokens.seal(walk, self._selection)
         while not walk.done:
             await self._permit.demand()
             if self._is_overdue():
@@ -176,6 +200,7 @@ class Feed:
                 yield self._page(walk, entities)
             elif page is None:
                 await self._hub.changed()
+        self._walking = None
         yield self._message(snapshot_done=walk.summary())
         await walk.release(self._logs)
 

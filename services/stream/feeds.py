@@ -14,7 +14,7 @@ from services.runtime.changelog import Head
 from services.runtime.errors import InvalidArgument, OutOfRange, Unavailable, invalid_field
 from services.stream.feed import Feed, Start
 from services.stream.hubs import Hubs
-from services.stream.permit import Access, Permit
+from services.stream.permit import Access, Permit, Way
 from services.stream.positions import check_epoch, check_position, compacted
 from services.stream.selection import Selection, selection_of
 from services.stream.snapshots import ResumeTokens, Walk
@@ -48,8 +48,10 @@ class Feeds:
         await asyncio.sleep(LINGER_SECONDS)
 
     @asynccontextmanager
-    async def open(self, request: stream_service_pb2.WatchRequest, call: Call) -> AsyncIterator[Feed]:
-        """The feed that *request* asks for, for a call whose role was checked.
+    async def open(
+        self, request: stream_service_pb2.WatchRequest, call: Call, way: Way | None = None
+    ) -> AsyncIterator[Feed]:
+        """The feed that *request* asks for, for a call whose role was checked; *way*: if it shares a connection.
 
         Raises:
             InvalidArgument: START_REQUIRED, INVALID_FIELD.
@@ -58,8 +60,6 @@ class Feeds:
             Unavailable: the log's owner does not answer.
         """
         namespace = call.allowed_namespace()
-        if call.principal is None:
-            raise AssertionError("Watch declares a role, so it has a principal")
         if request.parent != f"namespaces/{namespace.id}":
             raise invalid_field("parent", "must be namespaces/{namespace}")
         if request.WhichOneof("start") is None:
@@ -86,7 +86,7 @@ class Feeds:
                 head=head,
                 logs=self._logs,
                 segments=self._hubs.segments,
-                permit=Permit(self._access, self._hubs, hub, call.principal, namespace),
+                permit=Permit(self._access, self._hubs, hub, call, way),
                 selection=selection,
                 start=start,
                 tokens=self._tokens,

@@ -1,4 +1,4 @@
-"""Feeds over HTTP/1.1: one URL, three transports, the same JSON in all of them.
+"""Feeds over HTTP/1.1: one URL for a feed, in three transports, and one for many; the same JSON in all of them.
 
 ``Upgrade: websocket`` is a WebSocket, ``Accept: text/event-stream`` is SSE, anything else NDJSON. Every write waits
 until the socket takes more, so a slow reader holds back its own feed and nothing else.
@@ -9,22 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
 
 from aiohttp import WSCloseCode, WSMsgType, web
 from strandline.stream.v1 import feed_pb2, stream_service_pb2
+from strandline.stream.v1.stream_service_pb2 import WatchManyRequest
 
 from services.runtime.call import Call
-from services.runtime.errors import Error, PermissionDenied
-from services.runtime.rpc import Admission, Method, translate
+from services.runtime.errors import Error, InvalidArgument, PermissionDenied, invalid_field
+from services.runtime.gate import Gate
+from services.runtime.rpc import Method, status_of_error, translate
 from services.runtime.server import remove_stale_socket
 from services.stream.changes import Changes
+from services.stream.envelopes import AboutWatch
 from services.stream.feed import Feed
 from services.stream.feeds import Feeds
+from services.stream.frames import parse_frame
 from services.stream.messages import Message, OtherMessage
+from services.stream.multiplex import MAX_REQUEST_BYTES, Connection, Multiplexer, canceled
 from services.stream.problems import headers_of, problem, status_of
 from services.stream.query import fill, parse_watch
 
@@ -46,14 +51,17 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class HttpPort:
     """The HTTP port of the stream service."""
 
-    def __init__(self, feeds: Feeds, changes: Changes, admit: Admission) -> None:
+    def __init__(self, feeds: Feeds, multiplexer: Multiplexer, changes: Changes, gate: Gate) -> None:
         self._feeds = feeds
+        self._multiplexer = multiplexer
         self._changes = changes
-        self._admit = admit
+        self._gate = gate
         service = stream_service_pb2.DESCRIPTOR.services_by_name["StreamService"]
-        self._method = Method(service.methods_by_name["Watch"])
-        self._list_changes = Method(service.methods_by_name["ListChanges"])
+        self._one, self._many, self._list_changes = (
+            Method(service.methods_by_name[name]) for name in ("Watch", "WatchMany", "ListChanges")
+        )
         app = web.Application(middlewares=[as_problem])
+        app.router.add_get("/v1/namespaces:watch", self._watch_many, allow_head=False)
         app.router.add_get("/v1/namespaces/{namespace:[^/:]+}:watch", self._watch, allow_head=False)
         app.router.add_get("/v1/namespaces/{namespace:[^/:]+}/changes", self._page, allow_head=False)
         # A reader that goes away takes its feed with it at once.
@@ -75,14 +83,12 @@ class HttpPort:
         await self._runner.cleanup()
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        is_websocket = request.headers.get("upgrade", "").lower() == "websocket"
-        if is_websocket:
-            check_origin(request.headers.get("origin"), request.host)
+        is_websocket = upgrades(request)
         call = Call(metadata={key.lower(): value for key, value in request.headers.items()})
         watch = parse_watch(
             request.match_info["namespace"], request.rel_url.query.items(), request.headers.get("last-event-id", "")
         )
-        await self._admit(self._method, watch, call)
+        await self._gate.admit(self._one, watch, call)
         async with self._feeds.open(watch, call) as feed:
             if is_websocket:
                 return await _websocket(request, feed, call.response_headers)
@@ -90,16 +96,32 @@ class HttpPort:
                 return await _lines(request, feed, call.response_headers, SSE, _event)
             return await _lines(request, feed, call.response_headers, NDJSON, _line)
 
+    async def _watch_many(self, request: web.Request) -> web.StreamResponse:
+        if not upgrades(request):
+            raise InvalidArgument("UPGRADE_REQUIRED", "many watches share a WebSocket: send Upgrade", http_status=426)
+        call = Call(metadata={key.lower(): value for key, value in request.headers.items()})
+        await self._gate.admit(self._many, WatchManyRequest(), call)
+        async with self._multiplexer.connect(call) as connection:
+            return await _websocket_of_many(request, connection)
+
     async def _page(self, request: web.Request) -> web.StreamResponse:
         call = Call(metadata={key.lower(): value for key, value in request.headers.items()})
         asked = stream_service_pb2.ListChangesRequest(parent=f"namespaces/{request.match_info['namespace']}")
         fill(asked, request.rel_url.query.items())
-        await self._admit(self._list_changes, asked, call)
+        await self._gate.admit(self._list_changes, asked, call)
         page = await self._changes.page(asked, call)
         headers = {**call.response_headers, **_PAGE_HEADERS, "etag": page.etag}
         if is_held(request.headers.get("if-none-match", ""), page.etag):
             return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
         return web.Response(body=page.json, headers={**headers, "content-type": "application/json"})
+
+
+def upgrades(request: web.Request) -> bool:
+    """Whether *request* asks for a WebSocket, and may: not from a page of another origin."""
+    if request.headers.get("upgrade", "").lower() != "websocket":
+        return False
+    check_origin(request.headers.get("origin"), request.host)
+    return True
 
 
 def is_held(if_none_match: str, etag: str) -> bool:
@@ -171,6 +193,44 @@ async def _send(socket: web.WebSocketResponse, feed: Feed) -> None:
                 last = message
         draining = isinstance(last, OtherMessage) and last.response.end.reason == feed_pb2.End.DRAINING
         await socket.close(code=WSCloseCode.GOING_AWAY if draining else WSCloseCode.OK)
+    except ConnectionError:
+        logger.debug("a reader went away")
+
+
+async def _websocket_of_many(request: web.Request, connection: Connection) -> web.StreamResponse:
+    socket = web.WebSocketResponse(compress=False, max_msg_size=MAX_REQUEST_BYTES)
+    await socket.prepare(request)
+    sender = asyncio.create_task(_send_many(socket, connection))
+    try:
+        await connection.read(_requests(socket))
+        if not socket.closed:
+            await sender  # last words
+    finally:
+        sender.cancel()
+        await asyncio.gather(sender, return_exceptions=True)
+    return socket
+
+
+async def _requests(socket: web.WebSocketResponse) -> AsyncIterator[WatchManyRequest]:
+    async for frame in socket:
+        if frame.type is WSMsgType.TEXT:
+            yield parse_frame(frame.data)
+        elif frame.type is WSMsgType.BINARY:
+            raise invalid_field("request", "must be one WatchManyRequest as JSON, in a text frame")
+
+
+async def _send_many(socket: web.WebSocketResponse, connection: Connection) -> None:
+    code = WSCloseCode.GOING_AWAY
+    try:
+        try:
+            async with aclosing(connection.responses()) as responses:
+                async for response in responses:
+                    await socket.send_frame(response.json, WSMsgType.TEXT)
+        except Error as failure:
+            code = WSCloseCode.POLICY_VIOLATION
+            last_word = AboutWatch(canceled("", status_of_error(failure)))
+            await socket.send_frame(last_word.json, WSMsgType.TEXT)
+        await socket.close(code=code)
     except ConnectionError:
         logger.debug("a reader went away")
 

@@ -8,7 +8,7 @@ from typing import NoReturn, Protocol
 
 from strandline.stream.v1 import feed_pb2
 
-from services.runtime.call import Namespace, Principal
+from services.runtime.call import Call, Namespace, Principal
 from services.runtime.errors import Error, Unauthenticated
 from services.runtime.tokens import LEEWAY
 from services.stream.hub import Hub
@@ -35,6 +35,19 @@ class Access(Protocol):
     async def recheck(self, principal: Principal, namespace_id: str) -> Namespace: ...
 
 
+class Way(Protocol):
+    """What the feeds of one connection share on their way to its reader."""
+
+    @property
+    def closing(self) -> bool:
+        """Whether the connection ends, because its client broke the rules."""
+        ...
+
+    async def clear(self) -> None:
+        """Return when the reader takes more: a feed that waits here holds a cursor, and no message."""
+        ...
+
+
 class Ended(Exception):
     """The feed ends, for a reason of ours."""
 
@@ -47,12 +60,14 @@ class Ended(Exception):
 class Permit:
     """One feed's permission, looked at before every message."""
 
-    def __init__(self, access: Access, hubs: Hubs, hub: Hub, principal: Principal, namespace: Namespace) -> None:
+    def __init__(self, access: Access, hubs: Hubs, hub: Hub, call: Call, way: Way | None = None) -> None:
+        """*call*: whose principal may be replaced by one with a longer life; *way*: to the reader, if it is shared."""
         self._access = access
         self._hubs = hubs
         self._hub = hub
-        self._principal = principal
-        self._namespace = namespace
+        self._call = call
+        self._way = way
+        self._namespace = call.allowed_namespace()
         self._checked = hub.access_changes
 
     async def demand(self) -> None:
@@ -61,21 +76,25 @@ class Permit:
         Raises:
             Ended: no message may be delivered any more.
         """
+        if self._way is not None:
+            await self._way.clear()
         while True:
+            if self._way is not None and self._way.closing:
+                raise Ended(End.REQUEST_INVALID, "the connection ends after a request that was none")
             if self._hubs.draining:
                 raise Ended(End.DRAINING, "this server is going away; resume at once")
             if self._hub.ended:
                 await self.lose_log()
-            if time.time() > self._principal.expires_at + LEEWAY:
+            if time.time() > self._call.identified().expires_at + LEEWAY:
                 raise Ended(End.TOKEN_EXPIRED, "the access token has expired; resume with a new one")
             if self._access.fresh:
                 break
             if self._access.unverifiable_for > UNVERIFIABLE_SECONDS:
                 raise Ended(End.ACCESS_UNVERIFIABLE, "your access cannot be verified right now; resume later")
             await self._hub.changed()
-        if self._checked != self._hub.access_changes:
-            self._checked = self._hub.access_changes
+        if self._checked != (changes := self._hub.access_changes):
             await self._check_again()
+            self._checked = changes  # only now: another that demands meanwhile checks as well
 
     async def lose_log(self) -> NoReturn:
         """The life of the log that the feed follows is over: say why.
@@ -91,7 +110,7 @@ class Permit:
 
     async def _check_again(self) -> None:
         try:
-            namespace = await self._access.recheck(self._principal, self._namespace.id)
+            namespace = await self._access.recheck(self._call.identified(), self._namespace.id)
         except Unauthenticated as failure:
             raise Ended(End.ACCESS_REVOKED, "the session was ended") from failure
         except Error as failure:

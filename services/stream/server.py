@@ -24,6 +24,7 @@ from services.stream.deliveries import Deliveries
 from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hubs import Hubs
+from services.stream.multiplex import Multiplexer
 from services.stream.snapshots import ResumeTokens
 from services.stream.subscription_api import SubscriptionHandlers
 from services.stream.subscriptions import Subscriptions
@@ -67,14 +68,16 @@ async def serve(settings: StreamSettings) -> None:
     feeds = Feeds(hubs, logs, access, ResumeTokens(token_key))
     subscriptions, deliveries = Subscriptions(database, logs), Deliveries(database, hubs, logs)
     gate = Gate(TokenVerifier(settings.token_issuer, RemoteKeys(user).get), access)
+    multiplexer = Multiplexer(feeds, gate)
     changes = Changes(hubs)
-    http = HttpPort(feeds, changes, gate.admit)
+    http = HttpPort(feeds, multiplexer, changes, gate)
     server = Server(settings)
-    server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, changes), gate.admit)
+    server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, multiplexer, changes), gate.admit)
     handlers = SubscriptionHandlers(subscriptions, deliveries, hubs, access, token_key)
     server.add(subscription_api.SERVICE, handlers, gate.admit)
 
     async def say_goodbye() -> None:
+        multiplexer.drain()
         await feeds.drain()
         await http.stop()
 

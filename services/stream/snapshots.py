@@ -52,7 +52,8 @@ class Walk:
         """Read on; moves nothing yet, so that it can be tried again."""
         if not self.revision:
             return Page((), None)  # nothing was written yet, so the owner may know no such log
-        return await logs.snapshot(self.namespace, self.epoch, self.revision, sorted(selection.types), self.after)
+        types, ids = sorted(selection.types), sorted(selection.ids)
+        return await logs.snapshot(self.namespace, self.epoch, self.revision, types, self.after, ids)
 
     def take(self, page: Page, selection: Selection) -> list[entity_pb2.Entity]:
         """Step over *page*; the entities in it that belong to the feed."""

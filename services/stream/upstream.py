@@ -118,9 +118,18 @@ class Logs:
         return answer.revision, _head(answer.head)
 
     async def snapshot(
-        self, namespace: str, epoch: str, revision: int, types: Sequence[str], after: tuple[str, str]
+        self,
+        namespace: str,
+        epoch: str,
+        revision: int,
+        types: Sequence[str],
+        after: tuple[str, str],
+        ids: Sequence[str] = (),
     ) -> Page:
-        """About 1 MiB of the live entities at *revision*, in the order of (type, id), that come after *after*."""
+        """About 1 MiB of the live entities at *revision*, in the order of (type, id), that come after *after*.
+
+        *ids* (``{type}/{id}``, of *types*) are the only ones that are wanted, if there are any; more may come.
+        """
         request = pb.ReadSnapshotRequest(
             namespace_id=namespace,
             epoch=epoch,
@@ -128,6 +137,7 @@ class Logs:
             types=types,
             after_type=after[0],
             after_id=after[1],
+            ids=ids,
         )
         answer = await _call(self._owner(namespace).ReadSnapshot(request, timeout=CALL_SECONDS))
         # Between two types the place is (next type, ""): only when both are empty does nothing follow.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from services.runtime.call import MinRevision
 from services.runtime.changelog import DELETED, head_of, select_head
 from services.runtime.database import Database, Statement
@@ -18,9 +20,16 @@ class SystemSnapshots:
         self._database = database
 
     async def read_snapshot(
-        self, namespace: str, epoch: str, revision: int, types: list[str], after: tuple[str, str], max_bytes: int
+        self,
+        namespace: str,
+        epoch: str,
+        revision: int,
+        types: list[str],
+        after: tuple[str, str],
+        max_bytes: int,
+        keys: Sequence[tuple[str, str]] = (),
     ) -> tuple[list[bytes], tuple[str, str] | None]:
-        """See ``SnapshotReader``; a page may be short or empty.
+        """See ``SnapshotReader``; a page may be short or empty. *keys* are not looked up: the log is walked.
 
         Raises:
             FailedPrecondition: FUTURE_REVISION or EPOCH_CHANGED.

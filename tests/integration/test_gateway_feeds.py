@@ -17,6 +17,7 @@ from tests.gateway_stack import Stack, stack
 __all__ = ["stack"]
 
 WATCH = "/v1/namespaces/demo:watch"
+MANY = "/v1/namespaces:watch"
 PAUSE = 0.2
 
 
@@ -170,3 +171,49 @@ async def test_a_page_of_changes_keeps_the_services_word_on_what_may_be_kept(sta
     assert (seen["path"], seen["If-None-Match"]) == (path, 'W/"1"')
     assert (await stack.call("GET", path, token=None)).reason == "TOKEN_MISSING"
     assert (await stack.call("POST", path)).status == 405
+
+
+async def test_many_watches_by_grpc_go_both_ways_for_as_long_and_as_much_as_both_like(stack: Stack) -> None:
+    async def watch_many(requests: Any, _context: Any) -> Any:
+        async for request in requests:
+            yield stream_service_pb2.WatchManyResponse(watch_id=request.cancel.watch_id)
+
+    stack.upstreams.streams["StreamService.WatchMany"] = watch_many
+    metadata = (("authorization", f"Bearer {stack.token()}"),)
+    large = stream_service_pb2.WatchManyRequest(
+        refresh=stream_service_pb2.WatchManyRequest.Refresh(access_token="x" * 200_000)
+    )
+    async with grpc.aio.insecure_channel(stack.address) as channel:
+        stub: stream_service_pb2_grpc.StreamServiceAsyncStub = stream_service_pb2_grpc.StreamServiceStub(channel)
+        call = stub.WatchMany(metadata=metadata)
+        for number in range(100):  # 20 MB: more than one request of the edge may have
+            cancel = stream_service_pb2.WatchManyRequest.Cancel(watch_id=str(number))
+            for request in (stream_service_pb2.WatchManyRequest(cancel=cancel), large):
+                await call.write(request)
+                response = await call.read()
+                assert isinstance(response, stream_service_pb2.WatchManyResponse)
+                assert response.watch_id == request.cancel.watch_id
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+
+
+async def test_many_watches_by_websocket_have_no_limit_in_sum(stack: Stack) -> None:
+    async def feed(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for frame in socket:
+            await socket.send_str(str(len(frame.data)))
+        return socket
+
+    stack.upstreams.http = feed
+    async with session(stack) as client, client.ws_connect(f"{stack.url}{MANY}") as socket:
+        for _ in range(100):
+            await socket.send_str("x" * 200_000)
+            assert await socket.receive_str(timeout=15) == "200000"
+
+
+async def test_many_watches_need_a_token_too(stack: Stack) -> None:
+    reply = await stack.call("GET", MANY, token=None, connection="Upgrade", upgrade="websocket")
+    assert (reply.status, reply.reason) == (401, "TOKEN_MISSING")
+    reply = await stack.call("POST", MANY, {})
+    assert (reply.status, reply.reason) == (405, "METHOD_NOT_ALLOWED")

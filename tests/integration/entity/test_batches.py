@@ -248,6 +248,25 @@ async def test_a_batch_sent_twice_writes_each_row_once(shore: Shore) -> None:
     assert info_in(changed.results[0].status).reason == "REQUEST_ID_REUSED"
 
 
+async def test_a_row_is_remembered_by_its_number_however_many_came_with_it(
+    shore: Shore, other_replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shore.declare()
+    writes = [shore.creating(f"b{n:03}", {"n": n}) for n in range(300)]
+    first = await shore.batch(*writes[:200], request_id="r")
+    # Remembered in other portions, and asked for in others again, elsewhere.
+    monkeypatch.setattr(committer, "PART_UNITS", 7)
+    longer = await shore.batch(*writes, request_id="r")
+    assert list(longer.results)[:200] == list(first.results)
+    again = await shore.through(other_replica).batch(*writes, request_id="r")
+    assert list(again.results) == list(longer.results)
+    assert await shore.head() == 301
+    for start in range(0, 300, 60):
+        # The same rows under other numbers are another request: they are decided anew, and exist.
+        moved = await shore.batch(*writes[start : start + 5], request_id=f"r{start}")
+        assert {info_in(result.status).reason for result in moved.results} == {"ALREADY_EXISTS"}
+
+
 async def test_a_batch_row_cannot_be_taken_for_another_request(shore: Shore) -> None:
     await shore.declare()
     await shore.batch(shore.creating("b0", {}), request_id="r")

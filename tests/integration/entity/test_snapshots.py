@@ -21,7 +21,7 @@ from tests.integration.entity.conftest import Replica, Shore, error_info, reason
 
 
 async def snapshot(
-    shore: Shore, revision: int, types: tuple[str, ...] = (), max_bytes: int = 0
+    shore: Shore, revision: int, types: tuple[str, ...] = (), max_bytes: int = 0, ids: tuple[str, ...] = ()
 ) -> list[entity_pb2.Entity]:
     """All pages."""
     entities: list[entity_pb2.Entity] = []
@@ -35,6 +35,7 @@ async def snapshot(
             after_type=after[0],
             after_id=after[1],
             max_bytes=max_bytes,
+            ids=ids,
         )
         page = await shore.replica.log.ReadSnapshot(request)
         entities += map(entity_pb2.Entity.FromString, page.entities)
@@ -74,6 +75,10 @@ async def test_a_snapshot_is_the_state_at_its_revision_whatever_comes_after(
             assert await snapshot(shore, unit.revision, max_bytes=500) == ordered
             some = [entity for entity in ordered if entity.type in ("whale", "buoy")]
             assert await snapshot(shore, unit.revision, types=("whale", "nothing", "buoy")) == some
+            ids = ("buoy/none", *(f"{type_id}/e{n}" for n in range(0, 30, 3) for type_id in ("whale", "buoy")))
+            named = [entity for entity in some if "/".join(entity.name.split("/")[3::2]) in ids]
+            for max_bytes in (0, 500):
+                assert await snapshot(shore, unit.revision, ("buoy", "whale"), max_bytes, ids) == named
 
 
 async def test_a_snapshot_is_complete_while_writes_go_on(shore: Shore, monkeypatch: pytest.MonkeyPatch) -> None:

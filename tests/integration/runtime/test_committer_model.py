@@ -24,7 +24,7 @@ from strandline.stream.v1 import feed_pb2
 
 from services.runtime import changelog, wire
 from services.runtime.call import Namespace
-from services.runtime.changelog import CREATED, UPDATED, Change
+from services.runtime.changelog import CREATED, UPDATED, Change, Share
 from services.runtime.committer import Commit, Committer, Decision, Outcomes, Receipt, Stamp, Unit
 from services.runtime.database import Database, Row, Statement, packed_int8, packed_text
 from services.runtime.errors import Aborted
@@ -67,10 +67,12 @@ class Move(Unit):
 
 
 def move(spec: Spec, request_id: str) -> Move:
+    request, is_share, number = request_id.partition(".")
     return Move(
         actor="ann",
         method="Move",
         request_id=request_id,
+        share=Share(request, int(number)) if is_share else None,
         body_hash=hashlib.sha256(repr(spec).encode()).digest(),
         exclusive=frozenset(cell for cell, _ in spec.amounts),
         shared=frozenset(spec.seen),
@@ -129,10 +131,14 @@ class MoveRound:
 
 @dataclass(frozen=True)
 class Step:
-    """Submit *specs* to a replica; *again*: to the other one too; *cut*: meanwhile, every connection is cut."""
+    """Submit *specs* to a replica; *again*: to the other one too; *cut*: meanwhile, every connection is cut.
+
+    ``apart``: the specs are shares of one request, this far from each other; 0: each is a request of its own.
+    """
 
     replica: int
     specs: tuple[Spec, ...]
+    apart: int
     again: bool
     cut: bool
     wait: bool
@@ -153,7 +159,13 @@ def specs(draw: st.DrawFn) -> Spec:
 
 rare = st.sampled_from([False, False, True])
 steps = st.builds(
-    Step, st.integers(0, 1), st.lists(specs(), min_size=1, max_size=8).map(tuple), again=rare, cut=rare, wait=rare
+    Step,
+    st.integers(0, 1),
+    st.lists(specs(), min_size=1, max_size=8).map(tuple),
+    apart=st.sampled_from([0, 0, 1, 700]),
+    again=rare,
+    cut=rare,
+    wait=rare,
 )
 
 
@@ -199,6 +211,8 @@ class Cluster:
         numbers = itertools.count()
         for step in plan:
             ids = [f"r{next(numbers)}" for _ in step.specs]
+            if step.apart:
+                ids = [f"{ids[0]}.{place * step.apart}" for place in range(len(ids))]
             for replica in (step.replica, 1 - step.replica) if step.again else (step.replica,):
                 submission = Submission(step.specs, ids, self.acknowledged, alone=not step.again)
                 self.submissions.append(submission)

@@ -38,7 +38,7 @@ from services.runtime.upstream import MESSAGE_OPTIONS
 
 Data: TypeAlias = Mapping[str, Any] | None
 SYSTEM = Namespace("system", "5y57e111")
-TYPES = {"system": ("namespace", "membership", "revocation"), "tides": ("buoy", "ship", "whale")}
+TYPES = {"system": ("namespace", "membership", "revocation"), "tides": ("buoy", "ship", "whale"), "reefs": ("buoy",)}
 
 FORGET: tuple[LiteralString, ...] = (
     "DELETE FROM units WHERE namespace = %s",

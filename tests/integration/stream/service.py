@@ -35,6 +35,7 @@ from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hub import MAX_RING_BYTES
 from services.stream.hubs import Hubs
+from services.stream.multiplex import Multiplexer
 from services.stream.snapshots import ResumeTokens
 from services.stream.subscription_api import SubscriptionHandlers
 from services.stream.subscriptions import Subscriptions
@@ -91,17 +92,19 @@ class StreamService:
         self.hubs = Hubs(logs, self.bus, ring_bytes=ring_bytes)
         self._feeds = feeds = Feeds(self.hubs, logs, self.access, ResumeTokens(bytes(32)))
         self._gate = gate = Gate(TokenVerifier(ISSUER, _keys), self.access)
+        self._multiplexer = multiplexer = Multiplexer(feeds, gate)
         changes = Changes(self.hubs)
-        self._http = HttpPort(feeds, changes, gate.admit)
+        self._http = HttpPort(feeds, multiplexer, changes, gate)
         self._server = grpc.aio.server()
-        handler = generic_handler("strandline.stream.v1.StreamService", StreamHandlers(feeds, changes), gate.admit)
+        handlers = StreamHandlers(feeds, multiplexer, changes)
+        handler = generic_handler("strandline.stream.v1.StreamService", handlers, gate.admit)
         self._server.add_generic_rpc_handlers((handler,))
         self.database = Database(own_url) if own_url else None
         if self.database is not None:
             self.subscriptions = Subscriptions(self.database, logs)
             self.deliveries = Deliveries(self.database, self.hubs, logs)
-            handlers = SubscriptionHandlers(self.subscriptions, self.deliveries, self.hubs, self.access, bytes(32))
-            handler = generic_handler(subscription_api.SERVICE, handlers, gate.admit)
+            consumers = SubscriptionHandlers(self.subscriptions, self.deliveries, self.hubs, self.access, bytes(32))
+            handler = generic_handler(subscription_api.SERVICE, consumers, gate.admit)
             self._server.add_generic_rpc_handlers((handler,))
         self._server.add_insecure_port(self.grpc_address)
 
@@ -119,6 +122,7 @@ class StreamService:
         return int(REGISTRY.get_sample_value("strandline_stream_feeds_open") or 0)
 
     async def drain(self) -> None:
+        self._multiplexer.drain()
         await self._feeds.drain()
         await self._http.stop()
         await self._server.stop(grace=2)

@@ -95,6 +95,38 @@ async def test_a_token_that_expired_on_the_way_is_asked_for_again(replica: Repli
     assert raised.value.reason == "TOKEN_INVALID"
 
 
+async def test_those_who_need_a_token_at_the_same_time_share_one(replica: Replica) -> None:
+    asked = 0
+
+    async def token() -> str:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0)
+        return access_token()
+
+    async with replica.client(token=token) as client, asyncio.timeout(SECONDS):
+        feeds = [client.feed("tides", Start(now=True)) for _ in range(20)]
+        await asyncio.gather(*(anext(feed) for feed in feeds))
+        assert asked == 1
+        await asyncio.gather(*(feed.aclose() for feed in feeds))
+
+
+async def test_a_provider_that_cannot_reach_what_it_asks_is_asked_again(replica: Replica) -> None:
+    failures: list[Exception] = [
+        ConnectionRefusedError("nobody there"),
+        ApiError("RESOURCE_EXHAUSTED", "RATE_LIMITED", ""),
+    ]
+
+    async def token() -> str:
+        if failures:
+            raise failures.pop()
+        return access_token()
+
+    async with replica.client(token=token) as client, asyncio.timeout(SECONDS):
+        await anext(client.feed("tides", Start(now=True)))
+    assert not failures
+
+
 async def test_a_copy_is_the_state_and_follows_it_through_restarts(owner: Owner, replica: Replica) -> None:
     rng = random.Random(7)
     truth: dict[str, Any] = {}
