@@ -70,10 +70,20 @@ async def connect_websocket(
                 if frame.type == aiohttp.WSMsgType.TEXT:
                     yield orjson.loads(frame.data)
     except aiohttp.WSServerHandshakeError as failure:
-        # The library does not keep the body, so the reason stays unknown.
-        raise ApiError(_CODES.get(failure.status, "UNAVAILABLE"), "", failure.message) from failure
+        raise await _why_refused(session, url, query, headers) from failure
     except (aiohttp.ClientError, OSError) as failure:
         raise ApiError("UNAVAILABLE", "", str(failure)) from failure
+
+
+async def _why_refused(
+    session: aiohttp.ClientSession, url: str, query: list[tuple[str, str]], headers: Mapping[str, str]
+) -> ApiError:
+    """What a WebSocket was refused for: the library keeps the status alone, so the same is asked for as NDJSON."""
+    try:
+        async with _response(session, url, query, headers):
+            return ApiError("UNAVAILABLE", "", "the WebSocket was refused, the feed is not")
+    except ApiError as refusal:
+        return refusal
 
 
 @asynccontextmanager

@@ -28,6 +28,12 @@ def feed(client: Client, transport: Any, start: Start, **selection: Any) -> Asyn
     return client.feed_http("tides", start, transport=transport, **selection)
 
 
+async def exhaust(messages: AsyncGenerator[Any, None]) -> None:
+    """Read to the end; a Progress may still come."""
+    async for _ in messages:
+        pass
+
+
 async def revisions(client: Client, transport: str, start: Start, last: int, **selection: Any) -> list[int]:
     """Units up to *last*, through whatever happens in between; the client itself verifies them."""
     look: Callable[[Any], Any] = watching.look if transport == "grpc" else http_watching.look
@@ -119,7 +125,25 @@ async def test_a_refusal_reaches_the_caller_at_once(replica: Replica, transport:
         with pytest.raises(ApiError) as raised:
             await revisions(client, transport, Start(after_revision=1000), 1000)
     assert raised.value.code in ("FAILED_PRECONDITION", "INVALID_ARGUMENT")
-    assert raised.value.reason == ("" if transport == "websocket" else "FUTURE_REVISION")
+    assert raised.value.reason == "FUTURE_REVISION"
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_position_that_was_cut_while_the_reader_was_away_ends_its_feed(
+    owner: Owner, replica: Replica, transport: str
+) -> None:
+    await owner.put(TIDES, "a", n=1)
+    async with replica.client() as client, asyncio.timeout(30):
+        messages = feed(client, transport, Start(now=True))
+        await anext(messages)
+        await replica.service.stop()
+        await owner.put(TIDES, "a", n=2)
+        await owner.execute("UPDATE heads SET horizon = revision WHERE namespace = %s", "tides")
+        await replica.start()
+        with pytest.raises(FeedEnded) as raised:
+            await exhaust(messages)
+    assert (raised.value.reason, raised.value.revision) == ("COMPACTED", 1)
+    assert raised.value.position_is_lost
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -132,7 +156,7 @@ async def test_an_end_for_good_reaches_the_caller_with_the_last_position(
         await anext(messages)
         await owner.write(SYSTEM, {("membership", f"tides~{ANN}"): None})
         with pytest.raises(FeedEnded) as raised:
-            await asyncio.wait_for(anext(messages), 5)
+            await asyncio.wait_for(exhaust(messages), 30)
     assert (raised.value.reason, raised.value.epoch, raised.value.revision) == ("ACCESS_REVOKED", TIDES.epoch, 1)
 
 
