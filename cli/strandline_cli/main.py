@@ -67,12 +67,20 @@ def up(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the edge; 0: any free one.", envvar="STRANDLINE_PORT")
     ] = 8080,
+    webhook_receivers: Annotated[
+        str,
+        typer.Option(
+            help="Addresses on loopback that webhooks may reach, for tests: HOST:PORT=CA.PEM[,...].",
+            envvar="STRANDLINE_WEBHOOK_RECEIVERS",
+            metavar="LIST",
+        ),
+    ] = "",
 ) -> None:
     """Start everything and stay in the foreground. Ctrl-C drains and stops it; the data stays."""
     from strandline_cli.console import Console
     from strandline_cli.up import up as run
 
-    raise typer.Exit(run(Home.from_environment(), port, Console()))
+    raise typer.Exit(run(Home.from_environment(), port, Console(), webhook_receivers))
 
 
 @app.command()

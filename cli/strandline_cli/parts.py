@@ -26,6 +26,8 @@ class Layout:
     run: Path
     """Folder of the unix sockets."""
     ports: Ports
+    webhook_receivers: str = ""
+    """Addresses on loopback that webhooks may reach, ``host:port=<file of its authority>[,...]``; empty: none."""
 
     @property
     def rest(self) -> str:

@@ -78,5 +78,9 @@ def _own(service: str, layout: Layout) -> dict[str, str]:
             "STRANDLINE_BOOTSTRAP_ADMIN_PASSWORD_FILE": str(layout.home.secrets / "admin" / "password"),
         }
     if service == "stream":
-        return {"STRANDLINE_HTTP_LISTEN": f"unix:{http_socket(layout)}"}
+        return {
+            "STRANDLINE_HTTP_LISTEN": f"unix:{http_socket(layout)}",
+            "STRANDLINE_TOPOLOGY": "local",
+            "STRANDLINE_WEBHOOK_RECEIVERS": layout.webhook_receivers,
+        }
     return {}

@@ -27,11 +27,12 @@ _LOG_LINES = 20
 _RESET = "strandline reset   (removes all data)"
 
 
-def up(home: Home, port: int, console: Console) -> int:
+def up(home: Home, port: int, console: Console, webhook_receivers: str = "") -> int:
     """Run the platform until a signal stops it.
 
     Args:
         port: wanted for the edge; 0: any free one.
+        webhook_receivers: as in ``Layout``.
 
     Returns:
         The exit code: 0 after an orderly stop, 1 when it could not start or lost a part for good.
@@ -51,7 +52,7 @@ def up(home: Home, port: int, console: Console) -> int:
             for remark in remarks:
                 console.warn(remark)
             with _run_folder(home) as run:
-                return asyncio.run(_supervise(Layout(home, run, chosen), console, began))
+                return asyncio.run(_supervise(Layout(home, run, chosen, webhook_receivers), console, began))
     except preflight.Unfit as unfit:
         console.failure(str(unfit))
     except AlreadyRunning as other:

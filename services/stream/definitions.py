@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -14,10 +15,12 @@ from services.runtime.errors import invalid_field
 from services.runtime.filters import parse_filter
 from services.runtime.filters.ast import data_paths
 from services.runtime.filters.paths import render_path
+from services.stream import webhook_policy
 from services.stream.checkpoint import Policy
+from services.stream.egress import Receiver, parse_endpoint
 from services.stream.selection import Selection, selection_of
 
-FIELDS: Final = frozenset({"types", "filter", "ids", "ack_deadline", "max_in_flight", "retry_policy"})
+FIELDS: Final = frozenset({"types", "filter", "ids", "ack_deadline", "max_in_flight", "retry_policy", "push"})
 """What an owner chooses."""
 ACK_DEADLINE: Final = timedelta(seconds=10)
 MIN_ACK_DEADLINE: Final = timedelta(seconds=1)
@@ -38,8 +41,8 @@ class Compiled:
     policy: Policy
 
 
-def settled(asked: pb.Subscription) -> bytes:
-    """The definition in *asked* with every default filled in, serialized.
+def settled(asked: pb.Subscription, receivers: Sequence[Receiver] = ()) -> bytes:
+    """The definition in *asked* with every default filled in, serialized. *receivers*: open to webhooks on loopback.
 
     Raises:
         InvalidArgument: INVALID_FIELD.
@@ -48,18 +51,29 @@ def settled(asked: pb.Subscription) -> bytes:
         types=asked.types, filter=asked.filter, ids=asked.ids, max_in_flight=asked.max_in_flight or MAX_IN_FLIGHT
     )
     selection_of(asked.types, asked.filter, ids=asked.ids)
-    deadline = ACK_DEADLINE
+    deadline, shortest, least_of_all = ACK_DEADLINE, MIN_ACK_DEADLINE, timedelta()
+    attempts, least, most = MAX_ATTEMPTS, MIN_BACKOFF, MAX_BACKOFF
+    if asked.HasField("push"):
+        parse_endpoint(asked.push.endpoint, receivers, "subscription.push.endpoint")
+        definition.push.endpoint = asked.push.endpoint
+        disable_after = asked.push.disable_after
+        definition.push.disable_after.FromTimedelta(
+            disable_after.ToTimedelta() if asked.push.HasField("disable_after") else webhook_policy.DISABLE_AFTER
+        )
+        # While a receiver still has time to answer, nobody else may be given the delivery.
+        shortest, attempts = ACK_DEADLINE, webhook_policy.MAX_ATTEMPTS
+        least, most = webhook_policy.MIN_BACKOFF, webhook_policy.MAX_BACKOFF
+        least_of_all = webhook_policy.LEAST_BACKOFF
     if asked.HasField("ack_deadline"):
-        deadline = duration(asked.ack_deadline, "subscription.ack_deadline", MIN_ACK_DEADLINE, MAX_ACK_DEADLINE)
+        deadline = duration(asked.ack_deadline, "subscription.ack_deadline", shortest, MAX_ACK_DEADLINE)
     definition.ack_deadline.FromTimedelta(deadline)
     retry, policy = asked.retry_policy, definition.retry_policy
     where = "subscription.retry_policy"
-    least, most = MIN_BACKOFF, MAX_BACKOFF
     if retry.HasField("min_backoff"):
-        least = duration(retry.min_backoff, f"{where}.min_backoff", timedelta(0), _LONGEST_MIN_BACKOFF)
+        least = duration(retry.min_backoff, f"{where}.min_backoff", least_of_all, _LONGEST_MIN_BACKOFF)
     if retry.HasField("max_backoff"):
         most = duration(retry.max_backoff, f"{where}.max_backoff", least, _LONGEST_MAX_BACKOFF)
-    policy.max_attempts = retry.max_attempts or MAX_ATTEMPTS
+    policy.max_attempts = retry.max_attempts or attempts
     policy.min_backoff.FromTimedelta(least)
     policy.max_backoff.FromTimedelta(max(least, most))
     return definition.SerializeToString(deterministic=True)

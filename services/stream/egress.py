@@ -95,6 +95,10 @@ def is_public(address: Address) -> bool:
     return address.scope_id is None and address in _PUBLIC_V6 and not any(address in block for block in _REFUSED_V6)
 
 
+def _is_loopback(address: Address) -> bool:
+    return address.is_loopback
+
+
 @dataclass(frozen=True, slots=True)
 class Receiver:
     """One address on loopback that the topology opens, and the file with the authority of its certificate."""
@@ -186,7 +190,7 @@ def parse_endpoint(url: str, receivers: Sequence[Receiver] = (), field: str = "e
 
 
 class Egress:
-    """Sends requests to endpoints. Make it inside the event loop."""
+    """Sends requests to endpoints. The certificates of authorities are loaded when the first one is sent."""
 
     def __init__(
         self,
@@ -198,15 +202,19 @@ class Egress:
         self._seconds = seconds
         self._threads = ThreadPoolExecutor(_RESOLVER_THREADS, "egress-dns")
         self._get_addresses = get_addresses
-        self._public = self._session(is_public, ssl.create_default_context())
-        self._loopback = {
-            (receiver.host, receiver.port): self._session(
-                lambda address: address.is_loopback, ssl.create_default_context(cafile=str(receiver.authority))
-            )
-            for receiver in receivers
-        }
+        self._receivers = {(receiver.host, receiver.port): receiver for receiver in receivers}
+        self._sessions: dict[Receiver | None, aiohttp.ClientSession] = {}
 
-    def _session(self, allowed: Callable[[Address], bool], context: ssl.SSLContext) -> aiohttp.ClientSession:
+    def _session(self, receiver: Receiver | None) -> aiohttp.ClientSession:
+        """The connections to *receiver*; None: to the public internet."""
+        session = self._sessions.get(receiver)
+        if session is None:
+            allowed = is_public if receiver is None else _is_loopback
+            context = ssl.create_default_context(cafile=str(receiver.authority) if receiver else None)
+            session = self._sessions[receiver] = self._new_session(allowed, context)
+        return session
+
+    def _new_session(self, allowed: Callable[[Address], bool], context: ssl.SSLContext) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 resolver=_Resolver(allowed, self._get_addresses, self._threads),
@@ -227,7 +235,7 @@ class Egress:
         Raises:
             EgressFailure: ADDRESS_REFUSED, NAME_NOT_FOUND, TLS_FAILED, CONNECTION_FAILED, TIMEOUT or BAD_RESPONSE.
         """
-        session = self._loopback.get((endpoint.host, endpoint.port), self._public)
+        session = self._session(self._receivers.get((endpoint.host, endpoint.port)))
         began = monotonic()
         try:
             async with session.post(
@@ -245,7 +253,7 @@ class Egress:
 
     async def close(self) -> None:
         """Close all connections."""
-        for session in (self._public, *self._loopback.values()):
+        for session in self._sessions.values():
             await session.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 

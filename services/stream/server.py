@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,16 @@ from services.runtime.bus import Bus
 from services.runtime.database import Database
 from services.runtime.gate import Gate
 from services.runtime.remote_keys import RemoteKeys
+from services.runtime.sealing import SealingKeys
 from services.runtime.server import Server
-from services.runtime.settings import Settings, read_key
+from services.runtime.settings import Settings, read_key, read_keys
 from services.runtime.startup import serve_or_migrate, wait_for_database
 from services.runtime.tokens import TokenVerifier
-from services.stream import subscription_api
+from services.stream import subscription_api, webhook_api
 from services.stream.api import StreamHandlers
 from services.stream.changes import Changes
 from services.stream.deliveries import Deliveries
+from services.stream.egress import Egress, Receiver, parse_receivers
 from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hubs import Hubs
@@ -29,6 +32,10 @@ from services.stream.snapshots import ResumeTokens
 from services.stream.subscription_api import SubscriptionHandlers
 from services.stream.subscriptions import Subscriptions
 from services.stream.upstream import Logs
+from services.stream.webhook_api import WebhookHandlers
+from services.stream.webhook_pushers import Pushers
+from services.stream.webhook_sender import WebhookSender
+from services.stream.webhooks import Webhooks
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -43,6 +50,8 @@ class StreamSettings(Settings):
     """The user service, through this service's own sidecar."""
     entity_address: str
     """The entity service, through this service's own sidecar."""
+    webhook_receivers: tuple[Receiver, ...] = ()
+    """What webhooks may reach on loopback; only in the local topology."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:
@@ -52,7 +61,15 @@ class StreamSettings(Settings):
             http_listen=env["STRANDLINE_HTTP_LISTEN"],
             user_address=env["STRANDLINE_USER_ADDRESS"],
             entity_address=env["STRANDLINE_ENTITY_ADDRESS"],
+            webhook_receivers=_receivers(env),
         )
+
+
+def _receivers(env: Mapping[str, str]) -> tuple[Receiver, ...]:
+    receivers = parse_receivers(env.get("STRANDLINE_WEBHOOK_RECEIVERS", ""))
+    if receivers and env.get("STRANDLINE_TOPOLOGY") != "local":
+        raise RuntimeError("STRANDLINE_WEBHOOK_RECEIVERS opens loopback to webhooks: only in the local topology")
+    return receivers
 
 
 async def serve(settings: StreamSettings) -> None:
@@ -66,7 +83,11 @@ async def serve(settings: StreamSettings) -> None:
     logs = Logs(user, entity)
     hubs = Hubs(logs, bus)
     feeds = Feeds(hubs, logs, access, ResumeTokens(token_key))
-    subscriptions, deliveries = Subscriptions(database, logs), Deliveries(database, hubs, logs)
+    egress = Egress(settings.webhook_receivers)
+    sender = WebhookSender(egress, SealingKeys(read_keys(settings.secrets_dir / "kek")))
+    webhooks = Webhooks(database, sender, settings.webhook_receivers)
+    subscriptions, deliveries = Subscriptions(database, logs, webhooks), Deliveries(database, hubs, logs)
+    pushers = Pushers(database, deliveries, webhooks)
     gate = Gate(TokenVerifier(settings.token_issuer, RemoteKeys(user).get), access)
     multiplexer = Multiplexer(feeds, gate)
     changes = Changes(hubs)
@@ -75,6 +96,7 @@ async def serve(settings: StreamSettings) -> None:
     server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, multiplexer, changes), gate.admit)
     handlers = SubscriptionHandlers(subscriptions, deliveries, hubs, access, token_key)
     server.add(subscription_api.SERVICE, handlers, gate.admit)
+    server.add(webhook_api.SERVICE, WebhookHandlers(webhooks, token_key), gate.admit)
 
     async def say_goodbye() -> None:
         multiplexer.drain()
@@ -88,8 +110,14 @@ async def serve(settings: StreamSettings) -> None:
         await access.start()
         await hubs.start()
         await http.start(settings.http_listen)
-        await server.run()
+        pushing = asyncio.create_task(pushers.run())
+        try:
+            await server.run()
+        finally:
+            pushing.cancel()
+            await asyncio.gather(pushing, return_exceptions=True)
     finally:
+        await egress.close()
         await hubs.stop()
         await access.stop()
         await bus.close()

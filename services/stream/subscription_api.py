@@ -25,6 +25,7 @@ from services.stream.hub import Hub
 from services.stream.hubs import Hubs
 from services.stream.subscription_store import COMPACTED
 from services.stream.subscriptions import MAX_SUBSCRIPTIONS, Status, Subscriptions, age_of, etag_of
+from services.stream.webhooks import describe
 
 logger = logging.getLogger(__name__)
 
@@ -244,6 +245,9 @@ def _rendered(namespace: Namespace, status: Status) -> subscription_pb2.Subscrip
     message.in_flight_count = group.in_flight
     message.parked_count = group.parked
     message.uid = definition.uid
+    if status.webhook is not None:
+        describe(message.push, status.webhook)
+        message.push.secret = status.secret
     return message
 
 

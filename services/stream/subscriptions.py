@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -15,7 +15,7 @@ from strandline.stream.v1 import subscription_pb2 as pb
 
 from services.runtime.call import Namespace
 from services.runtime.changelog import Head
-from services.runtime.database import Database
+from services.runtime.database import Database, Statement
 from services.runtime.errors import (
     Aborted,
     AlreadyExists,
@@ -28,12 +28,15 @@ from services.runtime.errors import (
 )
 from services.runtime.ids import uuid7
 from services.stream import subscription_store as store
+from services.stream import webhook_store
 from services.stream.checkpoint import MAX_OUTSTANDING, MAX_PARKED, Group, Parked, Position
 from services.stream.definitions import fields_named, settled
 from services.stream.deliveries import no_such_subscription, of_this_life
 from services.stream.positions import check_position, compacted
 from services.stream.subscription_store import Definition, Progress
 from services.stream.upstream import Lease, Logs
+from services.stream.webhook_store import Webhook
+from services.stream.webhooks import Webhooks
 
 MAX_SUBSCRIPTIONS: Final = 100
 """Of a namespace."""
@@ -41,20 +44,26 @@ MAX_SUBSCRIPTIONS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A subscription and how far it is. *oldest*: when the first unit after its checkpoint was committed."""
+    """A subscription and how far it is. *oldest*: when the first unit after its checkpoint was committed.
+
+    *webhook*: if it pushes; *secret*: if one was made for it now, to be shown this once.
+    """
 
     definition: Definition
     progress: Progress
     head: int
     oldest: datetime | None
+    webhook: Webhook | None = None
+    secret: str = field(default="", repr=False)
 
 
 class Subscriptions:
     """Every subscription."""
 
-    def __init__(self, database: Database, logs: Logs) -> None:
+    def __init__(self, database: Database, logs: Logs, webhooks: Webhooks) -> None:
         self._database = database
         self._logs = logs
+        self._webhooks = webhooks
 
     async def create(self, namespace: Namespace, id: str, asked: pb.Subscription) -> Status:
         """Make a subscription.
@@ -66,7 +75,7 @@ class Subscriptions:
             OutOfRange: COMPACTED.
             ResourceExhausted: QUOTA_EXCEEDED.
         """
-        definition = settled(asked)
+        definition = settled(asked, self._webhooks.receivers)
         revision = await self._position(namespace, asked.start, "subscription.start")
         now = datetime.now(UTC)
         made = Definition(id, uuid7(), namespace.epoch, 1, definition, now, now)
@@ -75,13 +84,18 @@ class Subscriptions:
         await self._remove_dead(namespace, id)
         # First: from now on the log is not cut there.
         await self._logs.put_lease(lease_of(namespace, made, revision))
+        secret = ""
+        statements = store.insert(namespace.id, made, progress)
+        if asked.HasField("push"):
+            secret, more = self._webhooks.new(namespace.id, id, made.uid)
+            statements += more
         try:
-            await self._insert(namespace, made, progress)
+            await self._insert(namespace, made, statements)
         except BaseException:
             with contextlib.suppress(Error):
                 await self._logs.delete_lease(namespace.id, namespace.epoch, lease_name(made))
             raise
-        return await self._status(namespace, made, progress)
+        return replace(await self._status(namespace, made, progress), secret=secret)
 
     async def get(self, namespace: Namespace, id: str) -> Status:
         """Raises ``NotFound``."""
@@ -120,11 +134,18 @@ class Subscriptions:
                 for other in {field.name for field, _ in taken.ListFields()} - {name}:
                     taken.ClearField(other)  # type: ignore[arg-type]
                 wanted.MergeFrom(taken)
-            definition = settled(wanted)
+            definition = settled(wanted, self._webhooks.receivers)
             if definition != held.definition.definition:
                 held.statements.append(store.update(namespace.id, id, definition))
                 held.statements.append(store.due_at_once(namespace.id, id))
-        return await self.get(namespace, id)
+            secret = ""
+            pushed = pb.Subscription.FromString(held.definition.definition).HasField("push")
+            if wanted.HasField("push") and not pushed:
+                secret, statements = self._webhooks.new(namespace.id, id, held.definition.uid)
+                held.statements += statements
+            elif pushed and not wanted.HasField("push"):
+                held.statements.append(webhook_store.delete(namespace.id, id))
+        return replace(await self.get(namespace, id), secret=secret)
 
     async def delete(self, namespace: Namespace, id: str, etag: str) -> None:
         """Remove a subscription and what is parked in it.
@@ -257,13 +278,15 @@ class Subscriptions:
                 _, bodies = await self._logs.units(namespace.id, checkpoint, checkpoint + 1)
                 if bodies:
                     oldest = feed_pb2.Unit.FromString(bodies[0]).commit_time.ToDatetime(UTC)
-        return Status(definition, progress, head.revision, oldest)
+        pushes = pb.Subscription.FromString(definition.definition).HasField("push")
+        webhook = await self._webhooks.stored(namespace, definition.id) if pushes else None
+        return Status(definition, progress, head.revision, oldest, webhook)
 
     # Storing
 
-    async def _insert(self, namespace: Namespace, made: Definition, progress: Progress) -> None:
+    async def _insert(self, namespace: Namespace, made: Definition, statements: Sequence[Statement]) -> None:
         (others,), inserted, *_ = await store.in_transaction(
-            self._database, namespace.id, store.count(namespace.id), *store.insert(namespace.id, made, progress)
+            self._database, namespace.id, store.count(namespace.id), *statements
         )
         if not inserted:
             raise AlreadyExists("ALREADY_EXISTS", "there is a subscription with this id already")

@@ -20,6 +20,12 @@ from services.stream.egress import Answer, EgressFailure
 
 Outcome = webhook_pb2.WebhookDelivery.Outcome
 
+# What a subscription that pushes does unless told otherwise: 40 attempts, spread over about three days.
+MAX_ATTEMPTS: Final = 40
+MIN_BACKOFF: Final = timedelta(seconds=1)
+LEAST_BACKOFF: Final = timedelta(milliseconds=100)
+MAX_BACKOFF: Final = timedelta(hours=6)
+DISABLE_AFTER: Final = timedelta(days=5)
 GONE: Final = "GONE"
 FAILING: Final = "FAILING"
 MAX_RETRY_AFTER: Final = timedelta(hours=1)
@@ -27,18 +33,6 @@ MAX_DETAIL: Final = 500
 # A run of failures that is long only because little was tried disables nothing.
 _LEAST_FAILURES: Final = 5
 _HTTP_GONE: Final = 410
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often and how patiently one change is tried.
-
-    The defaults of a push subscription spread 40 attempts over about three days.
-    """
-
-    max_attempts: int = 40
-    min_backoff: timedelta = timedelta(seconds=1)
-    max_backoff: timedelta = timedelta(hours=6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +49,19 @@ class Attempt:
     def is_delivered(self) -> bool:
         return self.outcome == Outcome.DELIVERED
 
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a webhook fares. *disable_reason* is empty while it is enabled."""
+
+    disable_reason: str = ""
+    disable_time: datetime | None = None
+    failing_since: datetime | None = None
+    failures: int = 0
+
     @property
-    def is_gone(self) -> bool:
-        """Whether the receiver wants no more of it, ever."""
-        return self.status == _HTTP_GONE
+    def is_disabled(self) -> bool:
+        return bool(self.disable_reason)
 
 
 def attempt_of(answer: Answer | EgressFailure, now: datetime) -> Attempt:
@@ -86,21 +89,34 @@ def retry_after(headers: Mapping[str, str], now: datetime) -> timedelta | None:
     return min(max(pause, timedelta()), MAX_RETRY_AFTER)
 
 
-def pause_before_retry(attempts: int, policy: RetryPolicy, asked: timedelta | None, draw: float) -> timedelta:
-    """How long to wait after *attempts* attempts, at least 1; *draw* is a random number in [0, 1)."""
+def pause_before_retry(
+    attempts: int, least: timedelta, most: timedelta, asked: timedelta | None, draw: float
+) -> timedelta:
+    """How long to wait after *attempts* attempts, at least 1.
+
+    Args:
+        least, most: the bound after the first attempt, and of all bounds.
+        asked: what the receiver asked for.
+        draw: a random number in [0, 1).
+    """
     # The bound stops growing long before its power of two would be too large for a timedelta.
-    bound = min(policy.max_backoff, policy.min_backoff * 2 ** min(attempts - 1, 29))
-    pause: timedelta = bound * draw
+    pause: timedelta = min(most, least * 2 ** min(attempts - 1, 29)) * draw
     return max(pause, asked or timedelta())
 
 
-def reason_to_disable(
-    attempt: Attempt, *, failures: int, failing_since: datetime, disable_after: timedelta, now: datetime
-) -> str | None:
-    """GONE or FAILING after *attempt*, which failed as the last of *failures*; None: the webhook goes on."""
-    if attempt.is_gone:
-        return GONE
-    return FAILING if failures >= _LEAST_FAILURES and now - failing_since >= disable_after else None
+def health_after(health: Health, attempt: Attempt, disable_after: timedelta, now: datetime) -> Health:
+    """How a webhook fares after *attempt*. What ends after it was disabled changes nothing any more."""
+    if health.is_disabled:
+        return health
+    if attempt.is_delivered:
+        return Health()
+    failing_since = health.failing_since or now
+    failures = health.failures + 1
+    if attempt.status == _HTTP_GONE:
+        return Health(GONE, now, failing_since, failures)
+    if failures >= _LEAST_FAILURES and now - failing_since >= disable_after:
+        return Health(FAILING, now, failing_since, failures)
+    return Health(failing_since=failing_since, failures=failures)
 
 
 def printable(body: bytes) -> str:

@@ -44,16 +44,18 @@ class Request:
         return expected in self.headers["webhook-signature"].split(" ")
 
 
-Behaviour = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
+Behaviour = Callable[[Request, asyncio.StreamWriter], Awaitable[bool | None]]
+"""Answers; true: with 2xx."""
 
 
 def status(code: int, body: bytes = b"", **headers: str) -> Behaviour:
     """Answer with *code*; ``retry_after="1"`` is the header ``retry-after``."""
 
-    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> bool:
         lines = [f"HTTP/1.1 {code} x", f"content-length: {len(body)}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        return 200 <= code < 300
 
     return answer
 
@@ -134,7 +136,7 @@ class HookReceiver:
 
     async def wait_for(self, count: int) -> list[Request]:
         """Wait until *count* requests have arrived."""
-        async with asyncio.timeout(30), self._arrived:
+        async with asyncio.timeout(60), self._arrived:
             await self._arrived.wait_for(lambda: len(self.requests) >= count)
         return self.requests
 

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ from services.runtime.call import Call
 from services.runtime.database import Database
 from services.runtime.gate import Gate
 from services.runtime.rpc import Method, generic_handler
+from services.runtime.sealing import SealingKeys
 from services.runtime.tokens import KeySet, TokenVerifier
 from services.stream import subscription_api
 from services.stream.api import StreamHandlers
 from services.stream.changes import Changes
 from services.stream.deliveries import Deliveries
+from services.stream.egress import Egress, Receiver
 from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hub import MAX_RING_BYTES
@@ -40,6 +42,8 @@ from services.stream.snapshots import ResumeTokens
 from services.stream.subscription_api import SubscriptionHandlers
 from services.stream.subscriptions import Subscriptions
 from services.stream.upstream import Logs
+from services.stream.webhook_sender import WebhookSender
+from services.stream.webhooks import Webhooks
 
 ISSUER = "https://strandline.local"
 ANN = "0192f0a0-0000-7000-8000-000000000001"
@@ -80,8 +84,9 @@ class StreamService:
         ring_bytes: int = MAX_RING_BYTES,
         http_port: int = 0,
         own_url: str = "",
+        receivers: Sequence[Receiver] = (),
     ) -> None:
-        """*own_url*: its own database; without one there are no subscriptions."""
+        """*own_url*: its own database; without one there are no subscriptions. *receivers*: open to webhooks."""
         self.grpc_address = f"unix:{socket}.sock"
         self.http_socket = f"{socket}-http.sock"
         self._http_address = f"127.0.0.1:{http_port}" if http_port else f"unix:{self.http_socket}"
@@ -91,7 +96,7 @@ class StreamService:
         logs = Logs(self._upstream, self._upstream)
         self.hubs = Hubs(logs, self.bus, ring_bytes=ring_bytes)
         self._feeds = feeds = Feeds(self.hubs, logs, self.access, ResumeTokens(bytes(32)))
-        self._gate = gate = Gate(TokenVerifier(ISSUER, _keys), self.access)
+        self.gate = gate = Gate(TokenVerifier(ISSUER, _keys), self.access)
         self._multiplexer = multiplexer = Multiplexer(feeds, gate)
         changes = Changes(self.hubs)
         self._http = HttpPort(feeds, multiplexer, changes, gate)
@@ -101,7 +106,9 @@ class StreamService:
         self._server.add_generic_rpc_handlers((handler,))
         self.database = Database(own_url) if own_url else None
         if self.database is not None:
-            self.subscriptions = Subscriptions(self.database, logs)
+            self.egress = Egress(receivers, seconds=30)
+            self.webhooks = Webhooks(self.database, WebhookSender(self.egress, SealingKeys({1: bytes(32)})), receivers)
+            self.subscriptions = Subscriptions(self.database, logs, self.webhooks)
             self.deliveries = Deliveries(self.database, self.hubs, logs)
             consumers = SubscriptionHandlers(self.subscriptions, self.deliveries, self.hubs, self.access, bytes(32))
             handler = generic_handler(subscription_api.SERVICE, consumers, gate.admit)
@@ -142,6 +149,7 @@ class StreamService:
         await self.bus.close()
         await self._upstream.close()
         if self.database is not None:
+            await self.egress.close()
             await self.database.close()
 
     @asynccontextmanager
@@ -160,7 +168,7 @@ class StreamService:
         message = stream_service_pb2.WatchRequest(parent="namespaces/tides", **request)
         call = Call({"authorization": f"Bearer {access_token()}"})
         service = stream_service_pb2.DESCRIPTOR.services_by_name["StreamService"]
-        await self._gate.admit(Method(service.methods_by_name["Watch"]), message, call)
+        await self.gate.admit(Method(service.methods_by_name["Watch"]), message, call)
         async with self._feeds.open(message, call) as feed, aclosing(feed.messages()) as messages:
             yield Reader(feed_pb2.WatchResponse.FromString(each.protobuf) async for each in messages)
 

@@ -13,14 +13,17 @@ from services.stream.egress import Answer, EgressFailure
 from services.stream.webhook_policy import (
     FAILING,
     GONE,
+    MAX_ATTEMPTS,
+    MAX_BACKOFF,
     MAX_DETAIL,
     MAX_RETRY_AFTER,
+    MIN_BACKOFF,
+    Health,
     Outcome,
-    RetryPolicy,
     attempt_of,
+    health_after,
     pause_before_retry,
     printable,
-    reason_to_disable,
     retry_after,
 )
 
@@ -59,24 +62,21 @@ def test_every_reason_for_having_no_answer_is_an_outcome(reason: str) -> None:
 def test_a_pause_lies_between_nothing_and_a_bound_that_doubles_up_to_its_limit(
     attempts: int, least: timedelta, most: timedelta, draw: float
 ) -> None:
-    policy = RetryPolicy(min_backoff=least, max_backoff=most)
-    pause = pause_before_retry(attempts, policy, None, draw)
+    pause = pause_before_retry(attempts, least, most, None, draw)
     assert timedelta() <= pause <= most
     assert pause <= least * 2 ** min(attempts - 1, 29)
-    assert pause_before_retry(attempts, policy, None, 0) == timedelta()
-    assert pause_before_retry(attempts + 1, policy, None, draw) >= pause
+    assert pause_before_retry(attempts, least, most, None, 0) == timedelta()
+    assert pause_before_retry(attempts + 1, least, most, None, draw) >= pause
 
 
 @given(st.integers(1, 50), st.timedeltas(timedelta(), MAX_RETRY_AFTER), draws)
 def test_a_receiver_that_asks_for_a_pause_gets_at_least_that(attempts: int, asked: timedelta, draw: float) -> None:
-    assert pause_before_retry(attempts, RetryPolicy(), asked, draw) >= asked
+    assert pause_before_retry(attempts, MIN_BACKOFF, MAX_BACKOFF, asked, draw) >= asked
 
 
 def test_the_attempts_of_a_push_subscription_take_about_three_days() -> None:
-    policy = RetryPolicy()
-    mean = sum(
-        (pause_before_retry(attempt, policy, None, 0.5) for attempt in range(1, policy.max_attempts)), timedelta()
-    )
+    pauses = (pause_before_retry(attempt, MIN_BACKOFF, MAX_BACKOFF, None, 0.5) for attempt in range(1, MAX_ATTEMPTS))
+    mean = sum(pauses, timedelta())
     assert 3 * DAY <= mean <= 4 * DAY
 
 
@@ -98,15 +98,30 @@ def test_any_other_text_asks_for_no_pause_or_one_within_bounds(text: str) -> Non
 
 
 def test_a_receiver_that_is_gone_disables_the_webhook_at_once() -> None:
-    gone = attempt_of(answer(410), NOW)
-    assert reason_to_disable(gone, failures=1, failing_since=NOW, disable_after=DAY, now=NOW) == GONE
+    health = health_after(Health(), attempt_of(answer(410), NOW), DAY, NOW)
+    assert health == Health(GONE, NOW, NOW, 1)
 
 
-@given(st.integers(1, 100), st.timedeltas(timedelta(), 3 * DAY))
+@given(st.integers(0, 100), st.timedeltas(timedelta(), 3 * DAY))
 def test_a_run_of_failures_disables_when_it_is_long_and_more_than_a_few(failures: int, lasted: timedelta) -> None:
-    failed = attempt_of(answer(500), NOW)
-    reason = reason_to_disable(failed, failures=failures, failing_since=NOW - lasted, disable_after=DAY, now=NOW)
-    assert reason == (FAILING if failures >= 5 and lasted >= DAY else None)
+    began = NOW - lasted if failures else None
+    health = health_after(Health(failing_since=began, failures=failures), attempt_of(answer(500), NOW), DAY, NOW)
+    assert health.failures == failures + 1
+    assert health.failing_since == (began or NOW)
+    assert health.disable_reason == (FAILING if failures >= 4 and lasted >= DAY else "")
+    assert health.disable_time == (NOW if health.is_disabled else None)
+
+
+@given(st.integers(0, 100), st.timedeltas(timedelta(), 3 * DAY))
+def test_one_delivery_ends_a_run_of_failures(failures: int, lasted: timedelta) -> None:
+    failing = Health(failing_since=NOW - lasted, failures=failures)
+    assert health_after(failing, attempt_of(answer(204), NOW), DAY, NOW) == Health()
+
+
+@pytest.mark.parametrize("status", [204, 410, 500])
+def test_what_ends_after_the_webhook_was_disabled_changes_nothing(status: int) -> None:
+    disabled = Health(FAILING, NOW - DAY, NOW - 2 * DAY, 7)
+    assert health_after(disabled, attempt_of(answer(status), NOW), DAY, NOW) == disabled
 
 
 @given(st.binary(max_size=5000))

@@ -1,0 +1,235 @@
+"""Takes what push subscriptions have to deliver, and sends it. Any replica may: ``deliveries`` keeps the order.
+
+One pusher serves one webhook that is enabled, a worker like any other. It asks for more whenever it has room, so that a
+receiver that is slow with one entity holds up no other; and looks at the webhook each time before it does, so that a
+new endpoint or secret counts from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final
+
+import psycopg
+from prometheus_client import Gauge
+from strandline.stream.v1 import feed_pb2, subscription_pb2
+
+from services.runtime.database import Database
+from services.runtime.errors import Error, NotFound
+from services.runtime.sealing import SealError
+from services.stream import webhook_store as store
+from services.stream.definitions import compiled
+from services.stream.deliveries import Deliveries, Worker
+from services.stream.webhook_messages import change_message
+from services.stream.webhook_policy import Outcome, pause_before_retry
+from services.stream.webhook_sender import Sent
+from services.stream.webhooks import Target, Webhooks
+
+logger = logging.getLogger(__name__)
+
+MAX_REQUESTS: Final = 16
+"""To one webhook at the same time."""
+MAX_REQUESTS_OF_ALL: Final = 256
+MANY_FAILURES: Final = 5
+"""After so many in a row a receiver is asked by one request at a time, until one is answered well."""
+LOOK_SECONDS: Final = 1.0
+"""How often to look for webhooks that nobody here serves yet."""
+IDLE_SECONDS: Final = 10.0
+"""How long to wait for news; those of the namespace come at once."""
+FAILING_SECONDS: Final = 0.5
+"""The same while something may wait to be tried again."""
+REST_SECONDS: Final = 5.0
+"""After something went wrong on our side."""
+GRACE_SECONDS: Final = 1.0
+"""For requests that are under way when the process stops. The others are repeated."""
+_PUSHERS: Final = Gauge("strandline_webhook_pushers", "Webhooks that this process serves.")
+
+
+class Pushers:
+    """The pushers of this process."""
+
+    def __init__(self, database: Database, deliveries: Deliveries, webhooks: Webhooks) -> None:
+        self._database = database
+        self._deliveries = deliveries
+        self._webhooks = webhooks
+        self._room = _Room(MAX_REQUESTS_OF_ALL)
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Serve every webhook until cancelled; then give requests a moment to end."""
+        try:
+            while True:
+                try:
+                    for namespace_id, subscription in await self._database.read_one(store.select_work()):
+                        self._begin(namespace_id, subscription)
+                except psycopg.Error as failure:
+                    logger.warning("webhooks cannot be listed: %s", failure)
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin(self, namespace_id: str, subscription: str) -> None:
+        key = (namespace_id, subscription)
+        if key not in self._tasks:
+            task = self._tasks[key] = asyncio.create_task(self._serve(namespace_id, subscription))
+            task.add_done_callback(lambda _: self._tasks.pop(key, None))
+
+    async def _serve(self, namespace_id: str, subscription: str) -> None:
+        _PUSHERS.inc()
+        try:
+            target = await self._webhooks.target(namespace_id, subscription)
+            if target is None or target.health.is_disabled:
+                return
+            async with self._deliveries.worker(target.namespace, subscription, share=MAX_REQUESTS) as worker:
+                await _Pusher(self._webhooks, self._deliveries, self._room, worker, target).run()
+        except NotFound:
+            logger.info("webhook %s in %s is gone", subscription, namespace_id)
+        except (Error, SealError, psycopg.Error) as failure:
+            # No attempt is counted: the receiver has nothing to do with it.
+            logger.warning("webhook %s in %s rests: %s", subscription, namespace_id, failure)
+            await asyncio.sleep(REST_SECONDS)
+        except Exception:
+            logger.exception("webhook %s in %s rests", subscription, namespace_id)
+            await asyncio.sleep(REST_SECONDS)
+        finally:
+            _PUSHERS.dec()
+
+
+@dataclass(slots=True)
+class _Room:
+    """For requests, over all webhooks."""
+
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What came of one delivery."""
+
+    delivery: subscription_pb2.Delivery
+    sent: Sent
+
+
+class _Pusher:
+    """Serves one webhook. ``target`` is as it was last looked at; ``serving`` ends when it is disabled or gone."""
+
+    def __init__(self, webhooks: Webhooks, deliveries: Deliveries, room: _Room, worker: Worker, target: Target) -> None:
+        self._webhooks = webhooks
+        self._deliveries = deliveries
+        self._room = room
+        self._worker = worker
+        self._target = target
+        self._serving = True
+        self._sending: set[asyncio.Task[_Result]] = set()
+
+    async def run(self) -> None:
+        """Until the webhook is disabled or gone, and nothing is under way any more."""
+        looking: asyncio.Task[list[subscription_pb2.Delivery]] | None = None
+        try:
+            while self._serving or self._sending or looking:
+                if looking is None and self._serving and len(self._sending) < self._limit:
+                    looking = asyncio.create_task(self._look())
+                waiting: set[asyncio.Task[object]] = {*self._sending, *([looking] if looking else [])}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if looking is not None and looking.done():
+                    found, looking = looking.result(), None
+                    self._begin(found)
+                await self._settle({task for task in self._sending if task.done()})
+        finally:
+            if looking is not None:
+                looking.cancel()
+            await self._end()
+
+    @property
+    def _limit(self) -> int:
+        return MAX_REQUESTS if self._target.health.failures < MANY_FAILURES else 1
+
+    async def _look(self) -> list[subscription_pb2.Delivery]:
+        """What there is to send; nothing: only after waiting for a while. The webhook is looked at first."""
+        namespace, subscription = self._target.namespace, self._target.subscription
+        target = await self._webhooks.target(namespace.id, subscription)
+        if target is None or target.uid != self._target.uid or target.health.is_disabled:
+            self._serving = False
+            return []
+        self._target = target
+        room = min(self._limit - len(self._sending), self._room.free)
+        found = await self._worker.take(room) if room > 0 else []
+        if not found and room > 0:
+            await self._worker.wait(FAILING_SECONDS if target.health.failures else IDLE_SECONDS)
+        elif not found:
+            await asyncio.sleep(FAILING_SECONDS)
+        return found
+
+    def _begin(self, found: Sequence[subscription_pb2.Delivery]) -> None:
+        for delivery in found:
+            task = asyncio.create_task(self._send(self._target, delivery))
+            self._sending.add(task)
+            self._room.free -= 1
+            task.add_done_callback(self._make_room)
+
+    def _make_room(self, _: asyncio.Task[_Result]) -> None:
+        self._room.free += 1
+
+    async def _send(self, target: Target, delivery: subscription_pb2.Delivery) -> _Result:
+        unit = feed_pb2.Unit(
+            revision=delivery.revision,
+            commit_time=delivery.commit_time,
+            actor=delivery.actor,
+            request_id=delivery.request_id,
+            changes=[delivery.change],
+        )
+        message = change_message(target.name, target.uid, target.namespace.epoch, unit, delivery.index)
+        return _Result(delivery, await self._webhooks.send(target, message))
+
+    async def _settle(self, ended: Collection[asyncio.Task[_Result]]) -> None:
+        """Say what became of deliveries, and see how the webhook fares."""
+        if not ended:
+            return
+        self._sending.difference_update(ended)
+        results = [task.result() for task in ended]
+        delivered = [result.delivery.ack_id for result in results if result.sent.attempt.is_delivered]
+        if delivered:
+            await self._deliveries.ack(self._target.namespace, self._target.subscription, delivered)
+        for result in results:
+            if not result.sent.attempt.is_delivered:
+                await self._fail(result)
+        sent = [(result.sent, result.delivery.delivery_attempt) for result in results]
+        health, _ = await self._webhooks.record(self._target, sent)
+        self._target = replace(self._target, health=health)
+        self._serving = self._serving and not health.is_disabled
+
+    async def _fail(self, result: _Result) -> None:
+        """Have it delivered again after a pause, or park it after the last attempt."""
+        namespace, subscription = self._target.namespace, self._target.subscription
+        delivery, attempt = result.delivery, result.sent.attempt
+        policy = compiled(self._target.definition).policy
+        if delivery.delivery_attempt >= policy.max_attempts:
+            reason = f"HTTP {attempt.status}" if attempt.status else Outcome.Name(attempt.outcome)
+            await self._deliveries.park(namespace, subscription, [delivery.ack_id], reason)
+            return
+        pause = pause_before_retry(
+            delivery.delivery_attempt,
+            timedelta(microseconds=policy.min_backoff),
+            timedelta(microseconds=policy.max_backoff),
+            attempt.retry_after,
+            random.random(),
+        )
+        await self._deliveries.retry(namespace, subscription, [delivery.ack_id], pause)
+
+    async def _end(self) -> None:
+        """Give requests that are under way a moment: what they achieve shall count."""
+        if not self._sending:
+            return
+        done, late = await asyncio.wait(self._sending, timeout=GRACE_SECONDS)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        await self._settle({task for task in done if task.exception() is None})

@@ -1,0 +1,122 @@
+"""A replica of the stream service that sends webhooks, and an editor who looks after them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+from strandline.stream.v1 import (
+    subscription_pb2,
+    subscription_service_pb2,
+    subscription_service_pb2_grpc,
+    webhook_pb2,
+    webhook_service_pb2,
+    webhook_service_pb2_grpc,
+)
+
+from services.runtime.rpc import generic_handler
+from services.stream import webhook_api
+from services.stream.egress import Receiver
+from services.stream.webhook_api import WebhookHandlers
+from services.stream.webhook_pushers import Pushers
+
+from .service import StreamService, access_token
+
+EDITOR = "0192f0a0-0000-7000-8000-00000000000e"
+PARENT = "namespaces/tides"
+NAME = f"{PARENT}/subscriptions/hook"
+
+
+class HookService(StreamService):
+    """One replica. ``receivers`` are open to it."""
+
+    def __init__(self, owner: Path, nats_url: str, socket: Path, own_url: str, receivers: Sequence[Receiver]) -> None:
+        super().__init__(owner, nats_url, socket, own_url=own_url, receivers=receivers)
+        assert self.database is not None
+        self._pushers = Pushers(self.database, self.deliveries, self.webhooks)
+        handlers = WebhookHandlers(self.webhooks, bytes(32))
+        self._server.add_generic_rpc_handlers((generic_handler(webhook_api.SERVICE, handlers, self.gate.admit),))
+        self._pushing: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await super().start()
+        self._pushing = asyncio.create_task(self._pushers.run())
+
+    async def disconnect(self) -> None:
+        if self._pushing is not None:
+            self._pushing.cancel()
+            await asyncio.gather(self._pushing, return_exceptions=True)
+        await super().disconnect()
+
+    @asynccontextmanager
+    async def editor(self) -> AsyncIterator[Editor]:
+        async with grpc.aio.insecure_channel(self.grpc_address) as channel:
+            yield Editor(channel)
+
+
+class Editor:
+    """Somebody who may look after subscriptions of the namespace ``tides``."""
+
+    def __init__(self, channel: grpc.aio.Channel, user: str = EDITOR) -> None:
+        self._metadata = (("authorization", f"Bearer {access_token(user)}"),)
+        self._subscriptions: Any = subscription_service_pb2_grpc.SubscriptionServiceStub(channel)
+        self._webhooks: Any = webhook_service_pb2_grpc.WebhookServiceStub(channel)
+
+    async def create(
+        self,
+        endpoint: str,
+        *,
+        id: str = "hook",
+        after_revision: int = 0,
+        push: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> subscription_pb2.Subscription:
+        """Make a subscription that pushes to *endpoint*. What is in flight comes again late enough for any machine."""
+        fields.setdefault("ack_deadline", timedelta(minutes=10))
+        subscription = subscription_pb2.Subscription(
+            start=subscription_pb2.Start(after_revision=after_revision),
+            push=webhook_pb2.PushConfig(endpoint=endpoint, **(push or {})),
+            **fields,
+        )
+        request = subscription_service_pb2.CreateSubscriptionRequest(
+            parent=PARENT, subscription_id=id, subscription=subscription
+        )
+        answer = await self._subscriptions.CreateSubscription(request, metadata=self._metadata)
+        made: subscription_pb2.Subscription = answer.subscription
+        return made
+
+    async def get(self) -> subscription_pb2.Subscription:
+        request = subscription_service_pb2.GetSubscriptionRequest(name=NAME)
+        answer = await self._subscriptions.GetSubscription(request, metadata=self._metadata)
+        found: subscription_pb2.Subscription = answer.subscription
+        return found
+
+    async def get_until(
+        self, condition: Callable[[subscription_pb2.Subscription], bool]
+    ) -> subscription_pb2.Subscription:
+        """The subscription, once *condition* holds."""
+        async with asyncio.timeout(60):
+            while True:
+                if condition(found := await self.get()):
+                    return found
+                await asyncio.sleep(0.05)
+
+    async def subscriptions(self, method: str, **fields: Any) -> Any:
+        """Call *method* of ``SubscriptionService`` with a request of *fields*."""
+        request = getattr(subscription_service_pb2, f"{method}Request")(**fields)
+        return await getattr(self._subscriptions, method)(request, metadata=self._metadata)
+
+    async def webhooks(self, method: str, **fields: Any) -> Any:
+        """Call *method* of ``WebhookService`` with a request of *fields*."""
+        request = getattr(webhook_service_pb2, f"{method}Request")(**fields)
+        return await getattr(self._webhooks, method)(request, metadata=self._metadata)
+
+    async def deliveries(self) -> list[webhook_pb2.WebhookDelivery]:
+        """What is remembered of attempts, the oldest first."""
+        answer = await self.webhooks("ListWebhookDeliveries", parent=NAME, page_size=1000)
+        return list(reversed(answer.deliveries))
