@@ -48,6 +48,7 @@ class AccessCopy:
         self._truth = namespace_service_pb2_grpc.AccessServiceStub(user_service)
         self._bus = bus
         self._namespaces: dict[str, Namespace] = {}
+        self._began: dict[str, int] = {}
         self._roles: dict[tuple[str, str], int] = {}
         self._ended: dict[str, float] = {}
         self._epoch = ""
@@ -120,6 +121,11 @@ class AccessCopy:
     def exists(self, namespace_id: str) -> bool:
         """Whether the namespace lives, as far as the copy knows: tells a stream whose reader lost it why."""
         return namespace_id == SYSTEM or namespace_id in self._namespaces
+
+    def began(self, namespace: Namespace) -> int | None:
+        """The revision of ``system`` at which that life of *namespace* began; None: the copy does not know it."""
+        known = self._namespaces.get(namespace.id)
+        return self._began[namespace.id] if known is not None and known.epoch == namespace.epoch else None
 
     def _look_up(self, principal: Principal, namespace_id: str) -> tuple[Namespace | None, int]:
         if namespace_id == SYSTEM:
@@ -211,6 +217,7 @@ class AccessCopy:
         self._epoch, self._revision = epoch, 0
         self._confirmed_at = -1e9  # an empty copy must not pass for the truth
         self._namespaces.clear()
+        self._began.clear()
         self._roles.clear()
         self._ended.clear()
 
@@ -230,7 +237,9 @@ class AccessCopy:
             namespace_id = entity.name.rsplit("/", 1)[1]
             if gone or data["state"].string_value != "ACTIVE":
                 self._namespaces.pop(namespace_id, None)
+                self._began.pop(namespace_id, None)
             else:
+                self._began.setdefault(namespace_id, entity.revision)
                 guard = data["massChangeGuard"].string_value != "OFF"
                 limits = data["quota"].struct_value.fields
                 names = ("maxEntities", "maxBytes", "maxWritesPerSecond")

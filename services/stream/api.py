@@ -40,5 +40,10 @@ class StreamHandlers:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
 
+    async def watch_members(self, request: stream_service_pb2.WatchMembersRequest, call: Call) -> AsyncIterator[bytes]:
+        async with self._feeds.open_members(request, call) as feed, aclosing(feed.messages()) as messages:
+            async for message in messages:
+                yield message.protobuf
+
     async def list_changes(self, request: stream_service_pb2.ListChangesRequest, call: Call) -> bytes:
         return (await self._changes.page(request, call)).protobuf

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from prometheus_client import Gauge
 from strandline.stream.v1 import stream_service_pb2
 
-from services.runtime.call import Call
+from services.runtime.call import Call, Namespace
 from services.runtime.changelog import Head
 from services.runtime.errors import InvalidArgument, OutOfRange, Unavailable, invalid_field
 from services.stream.feed import Feed, Start
 from services.stream.hubs import Hubs
+from services.stream.members import MembersSelection, selection_of_members
 from services.stream.permit import Access, Permit, Way
 from services.stream.positions import check_epoch, check_position, compacted
 from services.stream.selection import Selection, selection_of
 from services.stream.snapshots import ResumeTokens, Walk
-from services.stream.upstream import Logs
+from services.stream.upstream import SYSTEM, Logs
 
 OPEN = Gauge("strandline_stream_feeds_open", "Feeds that are being read.")
 # Of a drain: how long readers have to take their last words, and then, with every feed at its end, to find out that it
@@ -47,11 +48,33 @@ class Feeds:
             await asyncio.wait_for(self._none_open.wait(), GOODBYE_SECONDS)
         await asyncio.sleep(LINGER_SECONDS)
 
+    def open_members(
+        self, request: stream_service_pb2.WatchMembersRequest, call: Call
+    ) -> AbstractAsyncContextManager[Feed]:
+        """The feed of a namespace's members that *request* asks for, for a call whose role was checked.
+
+        Raises:
+            Error: as ``open``; Unavailable also while the namespace is so new that little is known of it here.
+        """
+        namespace = call.allowed_namespace()
+        began = self._access.began(namespace)
+        if began is None:
+            raise Unavailable("ACCESS_UNVERIFIABLE", "the namespace was made a moment ago; retry")
+        # Its fields are those of a watch, with the same numbers.
+        watch = stream_service_pb2.WatchRequest.FromString(request.SerializeToString())
+        return self.open(watch, call, members=selection_of_members(namespace, began))
+
     @asynccontextmanager
     async def open(
-        self, request: stream_service_pb2.WatchRequest, call: Call, way: Way | None = None
+        self,
+        request: stream_service_pb2.WatchRequest,
+        call: Call,
+        way: Way | None = None,
+        members: MembersSelection | None = None,
     ) -> AsyncIterator[Feed]:
-        """The feed that *request* asks for, for a call whose role was checked; *way*: if it shares a connection.
+        """The feed that *request* asks for, for a call whose role was checked.
+
+        *way*: if it shares a connection; *members*: it is of these, in the log of ``system``.
 
         Raises:
             InvalidArgument: START_REQUIRED, INVALID_FIELD.
@@ -66,14 +89,14 @@ class Feeds:
             raise InvalidArgument(
                 "START_REQUIRED", "say where to start: now, after_revision, snapshot, after_time or resume_token"
             )
-        selection = selection_of(
+        selection = members or selection_of(
             request.types,
             request.filter,
             ids=request.ids,
             read_mask=request.read_mask,
             include_previous=request.include_previous if request.HasField("include_previous") else True,
         )
-        hub, head = await self._hubs.attach(namespace)
+        hub, head = await self._hubs.attach(Namespace(SYSTEM, "") if members else namespace)
         OPEN.inc()
         self._open += 1
         self._none_open.clear()

@@ -31,7 +31,7 @@ from services.stream.frames import parse_frame
 from services.stream.messages import Message, OtherMessage
 from services.stream.multiplex import MAX_REQUEST_BYTES, Connection, Multiplexer, canceled
 from services.stream.problems import headers_of, problem, status_of
-from services.stream.query import fill, parse_watch
+from services.stream.query import W, fill, parse_watch
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +57,13 @@ class HttpPort:
         self._changes = changes
         self._gate = gate
         service = stream_service_pb2.DESCRIPTOR.services_by_name["StreamService"]
-        self._one, self._many, self._list_changes = (
-            Method(service.methods_by_name[name]) for name in ("Watch", "WatchMany", "ListChanges")
+        self._one, self._many, self._members, self._list_changes = (
+            Method(service.methods_by_name[name]) for name in ("Watch", "WatchMany", "WatchMembers", "ListChanges")
         )
         app = web.Application(middlewares=[as_problem])
         app.router.add_get("/v1/namespaces:watch", self._watch_many, allow_head=False)
         app.router.add_get("/v1/namespaces/{namespace:[^/:]+}:watch", self._watch, allow_head=False)
+        app.router.add_get("/v1/namespaces/{namespace:[^/:]+}/members:watch", self._watch_members, allow_head=False)
         app.router.add_get("/v1/namespaces/{namespace:[^/:]+}/changes", self._page, allow_head=False)
         # A reader that goes away takes its feed with it at once.
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=2)
@@ -83,18 +84,16 @@ class HttpPort:
         await self._runner.cleanup()
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        is_websocket = upgrades(request)
-        call = Call(metadata={key.lower(): value for key, value in request.headers.items()})
-        watch = parse_watch(
-            request.match_info["namespace"], request.rel_url.query.items(), request.headers.get("last-event-id", "")
-        )
+        call, watch = _asked(request, stream_service_pb2.WatchRequest)
         await self._gate.admit(self._one, watch, call)
         async with self._feeds.open(watch, call) as feed:
-            if is_websocket:
-                return await _websocket(request, feed, call.response_headers)
-            if SSE in request.headers.get("accept", ""):
-                return await _lines(request, feed, call.response_headers, SSE, _event)
-            return await _lines(request, feed, call.response_headers, NDJSON, _line)
+            return await _send_feed(request, feed, call.response_headers)
+
+    async def _watch_members(self, request: web.Request) -> web.StreamResponse:
+        call, watch = _asked(request, stream_service_pb2.WatchMembersRequest)
+        await self._gate.admit(self._members, watch, call)
+        async with self._feeds.open_members(watch, call) as feed:
+            return await _send_feed(request, feed, call.response_headers)
 
     async def _watch_many(self, request: web.Request) -> web.StreamResponse:
         if not upgrades(request):
@@ -122,6 +121,22 @@ def upgrades(request: web.Request) -> bool:
         return False
     check_origin(request.headers.get("origin"), request.host)
     return True
+
+
+def _asked(request: web.Request, kind: type[W]) -> tuple[Call, W]:
+    """The call, and the watch that it asks for."""
+    upgrades(request)  # or is refused, before anything else is looked at
+    call = Call(metadata={key.lower(): value for key, value in request.headers.items()})
+    last_event_id = request.headers.get("last-event-id", "")
+    return call, parse_watch(kind, request.match_info["namespace"], request.rel_url.query.items(), last_event_id)
+
+
+async def _send_feed(request: web.Request, feed: Feed, headers: dict[str, str]) -> web.StreamResponse:
+    if upgrades(request):
+        return await _websocket(request, feed, headers)
+    if SSE in request.headers.get("accept", ""):
+        return await _lines(request, feed, headers, SSE, _event)
+    return await _lines(request, feed, headers, NDJSON, _line)
 
 
 def is_held(if_none_match: str, etag: str) -> bool:

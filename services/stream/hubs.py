@@ -20,7 +20,7 @@ from services.runtime.changelog import Head
 from services.runtime.errors import Error, OutOfRange, Unavailable
 from services.stream.hub import MAX_RING_BYTES, Hub
 from services.stream.segments import Segments, Units
-from services.stream.upstream import Notice, read_notice
+from services.stream.upstream import SYSTEM, Notice, read_notice
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ class Hubs:
     def access_changed(self, namespace: str) -> None:
         """Let the feeds of *namespace* ("": of all) check again who may read them."""
         for hub in self._hubs.values():
-            if namespace in ("", hub.namespace):
+            # On `system` are also those who watch the members of a namespace.
+            if namespace in ("", hub.namespace) or hub.namespace == SYSTEM:
                 hub.access_changes += 1
                 hub.wake()
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from strandline.stream.v1.stream_service_pb2 import WatchRequest
+from strandline.stream.v1.stream_service_pb2 import WatchMembersRequest, WatchRequest
 
 from services.runtime.errors import InvalidArgument, Violation, invalid_field
 
+W = TypeVar("W", WatchRequest, WatchMembersRequest)
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 _EVENT_ID = re.compile(r"([0-9a-f]{8})\.([0-9]{1,19})")
 
 
-def parse_watch(namespace: str, query: Iterable[tuple[str, str]], last_event_id: str) -> WatchRequest:
-    """The watch that the URL asks for; see ``fill``."""
-    request = WatchRequest(parent=f"namespaces/{namespace}")
+def parse_watch(kind: type[W], namespace: str, query: Iterable[tuple[str, str]], last_event_id: str) -> W:
+    """The watch of *kind* that the URL asks for; see ``fill``."""
+    request = kind(parent=f"namespaces/{namespace}")
     fill(request, query)
     if last_event_id:
         _go_on(request, last_event_id)
@@ -54,7 +55,7 @@ def fill(request: Message, query: Iterable[tuple[str, str]]) -> None:
         _PARSERS[field.message_type.full_name if field.message_type else field.cpp_type](request, field.name, value)
 
 
-def _go_on(request: WatchRequest, last_event_id: str) -> None:
+def _go_on(request: WatchRequest | WatchMembersRequest, last_event_id: str) -> None:
     """Start where a broken stream stopped, whatever the URL said."""
     if last_event_id.startswith("s."):
         request.resume_token = last_event_id.removeprefix("s.")

@@ -17,6 +17,7 @@ from services.runtime.filters.ast import Node, Path
 from services.runtime.filters.predicate import Predicate
 from services.runtime.masks import EVERYTHING, keep_only, parse_mask
 from services.stream.messages import LogUnit, UnitsMessage
+from services.stream.upstream import Page
 from services.stream.views import ChangeView, Facts, UnitView, facts_of
 
 Change = feed_pb2.Change
@@ -63,6 +64,14 @@ class Selection:
         if self.ids and f"{entity.type}/{entity.name.rsplit('/', 1)[1]}" not in self.ids:
             return False
         return self._test(facts_of(entity)) if self.predicate else True
+
+    def walk_from(self, after: tuple[str, str]) -> tuple[str, str]:
+        """Where a snapshot that has come to (type, id) *after* goes on."""
+        return after
+
+    def cut(self, page: Page) -> Page:
+        """What of a snapshot's page the reader may know of."""
+        return page
 
     def show(self, entity: entity_pb2.Entity) -> None:
         """Remove from an entity that matches what the reader did not ask for."""

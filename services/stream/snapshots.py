@@ -52,8 +52,8 @@ class Walk:
         """Read on; moves nothing yet, so that it can be tried again."""
         if not self.revision:
             return Page((), None)  # nothing was written yet, so the owner may know no such log
-        types, ids = sorted(selection.types), sorted(selection.ids)
-        return await logs.snapshot(self.namespace, self.epoch, self.revision, types, self.after, ids)
+        types, ids, after = sorted(selection.types), sorted(selection.ids), selection.walk_from(self.after)
+        return selection.cut(await logs.snapshot(self.namespace, self.epoch, self.revision, types, after, ids))
 
     def take(self, page: Page, selection: Selection) -> list[entity_pb2.Entity]:
         """Step over *page*; the entities in it that belong to the feed."""

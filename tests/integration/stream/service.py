@@ -163,6 +163,16 @@ class StreamService:
             call.cancel()
 
     @asynccontextmanager
+    async def watch_members(self, namespace: str = "tides", token: str = "", **request: Any) -> AsyncIterator[Reader]:
+        """The feed of a namespace's members over gRPC."""
+        message = stream_service_pb2.WatchMembersRequest(parent=f"namespaces/{namespace}", **request)
+        async with grpc.aio.insecure_channel(self.grpc_address) as channel:
+            stub: stream_service_pb2_grpc.StreamServiceAsyncStub = stream_service_pb2_grpc.StreamServiceStub(channel)
+            call = stub.WatchMembers(message, metadata=(("authorization", f"Bearer {token or access_token()}"),))
+            yield Reader(call.__aiter__())
+            call.cancel()
+
+    @asynccontextmanager
     async def step(self, **request: Any) -> AsyncIterator[Reader]:
         """A feed without a transport: a message is made when it is asked for, and not before."""
         message = stream_service_pb2.WatchRequest(parent="namespaces/tides", **request)
