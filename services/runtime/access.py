@@ -127,6 +127,11 @@ class AccessCopy:
         known = self._namespaces.get(namespace.id)
         return self._began[namespace.id] if known is not None and known.epoch == namespace.epoch else None
 
+    def epoch_of(self, namespace_id: str) -> str | None:
+        """The life that the namespace has, as far as the copy knows; None: none."""
+        namespace = self._namespaces.get(namespace_id)
+        return namespace.epoch if namespace else None
+
     def _look_up(self, principal: Principal, namespace_id: str) -> tuple[Namespace | None, int]:
         if namespace_id == SYSTEM:
             held = access_pb2.Access.VIEWER if principal.is_administrator else 0

@@ -10,6 +10,7 @@ from typing import Self
 
 from services.runtime import upstream
 from services.runtime.access import AccessCopy
+from services.runtime.background import keep_running
 from services.runtime.bus import Bus
 from services.runtime.database import Database
 from services.runtime.gate import Gate
@@ -30,6 +31,7 @@ from services.stream.hubs import Hubs
 from services.stream.multiplex import Multiplexer
 from services.stream.snapshots import ResumeTokens
 from services.stream.subscription_api import SubscriptionHandlers
+from services.stream.subscription_upkeep import SubscriptionUpkeep
 from services.stream.subscriptions import Subscriptions
 from services.stream.upstream import Logs
 from services.stream.webhook_api import WebhookHandlers
@@ -98,6 +100,8 @@ async def serve(settings: StreamSettings) -> None:
     server.add(subscription_api.SERVICE, handlers, gate.admit)
     server.add(webhook_api.SERVICE, WebhookHandlers(webhooks, token_key), gate.admit)
 
+    upkeep = SubscriptionUpkeep(database, subscriptions, logs, access)
+
     async def say_goodbye() -> None:
         multiplexer.drain()
         await feeds.drain()
@@ -110,12 +114,16 @@ async def serve(settings: StreamSettings) -> None:
         await access.start()
         await hubs.start()
         await http.start(settings.http_listen)
-        pushing = asyncio.create_task(pushers.run())
+        background = [
+            asyncio.create_task(pushers.run()),
+            asyncio.create_task(keep_running(upkeep.run)),
+        ]
         try:
             await server.run()
         finally:
-            pushing.cancel()
-            await asyncio.gather(pushing, return_exceptions=True)
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
     finally:
         await egress.close()
         await hubs.stop()

@@ -95,7 +95,7 @@ class Subscriptions:
             with contextlib.suppress(Error):
                 await self._logs.delete_lease(namespace.id, namespace.epoch, lease_name(made))
             raise
-        return replace(await self._status(namespace, made, progress), secret=secret)
+        return replace(await self.status(namespace, made, progress), secret=secret)
 
     async def get(self, namespace: Namespace, id: str) -> Status:
         """Raises ``NotFound``."""
@@ -103,7 +103,7 @@ class Subscriptions:
         found = store.found(rows)
         if found is None or found[0].epoch != namespace.epoch:
             raise no_such_subscription()
-        return await self._status(namespace, *found)
+        return await self.status(namespace, *found)
 
     async def list(self, namespace: Namespace, after: str, size: int) -> tuple[Sequence[Status], bool]:
         """At most *size* of them, by id, that come after *after*; and whether more follow."""
@@ -111,7 +111,7 @@ class Subscriptions:
         found = store.listed(rows)
         living = [one for one in found[:size] if one[0].epoch == namespace.epoch]
         head = await self._head(namespace)
-        return await asyncio.gather(*(self._status(namespace, *one, head) for one in living)), len(found) > size
+        return await asyncio.gather(*(self.status(namespace, *one, head) for one in living)), len(found) > size
 
     async def update(
         self, namespace: Namespace, id: str, asked: pb.Subscription, fields: Collection[str], etag: str
@@ -180,7 +180,7 @@ class Subscriptions:
             group.parked -= len(await held.query(store.delete_parked_after(namespace.id, id, revision)))
             held.progress.state = store.ACTIVE
             held.statements.append(store.due_at_once(namespace.id, id))
-        return await self._status(namespace, held.definition, held.progress)
+        return await self.status(namespace, held.definition, held.progress)
 
     # What is parked
 
@@ -267,9 +267,10 @@ class Subscriptions:
             raise compacted(head.horizon)
         return revision
 
-    async def _status(
+    async def status(
         self, namespace: Namespace, definition: Definition, progress: Progress, head: Head | None = None
     ) -> Status:
+        """How far the subscription is; *head* if it is known already."""
         head = head or await self._head(namespace)
         checkpoint = progress.group.checkpoint
         oldest = None

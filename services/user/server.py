@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from services.runtime import log_service
+from services.runtime.background import keep_running
 from services.runtime.bus import Bus
 from services.runtime.call import Namespace as Life
 from services.runtime.committer import Committer
@@ -79,7 +80,7 @@ class UserService:
         if self._settings.bootstrap_email:
             await self._bootstrap()
         background = [
-            asyncio.create_task(upkeep.keep_running(work))
+            asyncio.create_task(keep_running(work))
             for work in (
                 partial(upkeep.beat, self.database, self.bus),
                 partial(upkeep.sweep, self.database, self.engine),

@@ -93,7 +93,7 @@ class StreamService:
         self.bus = Bus(nats_url, ("", ""), None, socket.name)
         self._upstream = upstream.channel(f"unix:{owner}")
         self.access = AccessCopy(self._upstream, self.bus)
-        logs = Logs(self._upstream, self._upstream)
+        self.logs = logs = Logs(self._upstream, self._upstream)
         self.hubs = Hubs(logs, self.bus, ring_bytes=ring_bytes)
         self._feeds = feeds = Feeds(self.hubs, logs, self.access, ResumeTokens(bytes(32)))
         self.gate = gate = Gate(TokenVerifier(ISSUER, _keys), self.access)
