@@ -5,7 +5,7 @@ Every file is 0600 in a 0700 folder:
     postgres/{superuser,<service>_migrate,<service>_app}     passwords
     nats/<service>                                           user:password
     user/   signing/{001,next}.pem, kek/1.key, blind_index.key, pepper.key, refresh.key, page_token.key
-    entity/ page_token.key        stream/ resume_token.key, kek/1.key
+    entity/ page_token.key        stream/ resume_token.key, ticket.key, kek/1.key
     admin/  password              of the administrator that `strandline token` signs in
 """
 
@@ -32,6 +32,7 @@ _KEYS = (
     "entity/page_token.key",
     "stream/resume_token.key",
     "stream/kek/1.key",
+    "stream/ticket.key",
 )
 _SIGNING_KEYS = ("user/signing/001.pem", "user/signing/next.pem")
 _KEY_BYTES = 32

@@ -13,6 +13,8 @@ AUTH_BODY_LIMIT = "strandline.auth_body_limit"
 READ_LIMIT = "strandline.read_limit"
 # Beyond this a body is not even read to its end before it is refused.
 MAX_READ = 16 * 1024 * 1024
+# In the name of the cookie, with or without a prefix, that the stream service gives for a ticket.
+WATCH_COOKIE = "strandline-watch="
 HEADER_MUTATION = "envoy.filters.http.header_mutation"
 # Addresses that the limiter remembers. When a bucket is pushed out, its address starts anew: make that expensive.
 MAX_ADDRESSES = 100_000
@@ -97,7 +99,8 @@ def jwt_filter(topology: Topology) -> Json:
         JWT,
         "filters.http.jwt_authn.v3.JwtAuthentication",
         providers={"strandline": provider},
-        requirement_map={"token": {"provider_name": "strandline"}},
+        # With the cookie the token may be missing, but not wrong: the service knows what the cookie is worth.
+        requirement_map={"token": {"provider_name": "strandline"}, "token_or_cookie": {"allow_missing": {}}},
         # A route that says nothing needs a token.
         rules=[{"match": {"prefix": "/"}, "requires": {"provider_name": "strandline"}}],
     )

@@ -15,6 +15,7 @@ from strandline_gateway.edge_filters import (
     JWT,
     RATE_LIMIT,
     READ_LIMIT,
+    WATCH_COOKIE,
     without_grpc_headers,
 )
 from strandline_gateway.topology import Topology
@@ -23,6 +24,7 @@ from strandline_gateway.transcoding import TRANSCODER
 # The HTTP port of a service behind its sidecar: HTTP/1.1, so that a WebSocket upgrade passes both proxies.
 HTTP_CLUSTER = "{}-http"
 REST_TIMEOUT = "30s"
+JWT_PER_ROUTE = "filters.http.jwt_authn.v3.PerRouteConfig"
 # Feeds and calls with a deadline of their own are never ended by the edge.
 NO_TIMEOUT: Json = {"timeout": "0s", "idle_timeout": "0s"}
 
@@ -34,7 +36,10 @@ def routes(topology: Topology) -> list[Json]:
         if rpc.is_public:
             found.append(grpc_route(topology, rpc))
             if rpc.http is not None:
-                found.append(rest_route(topology, rpc, rpc.http))
+                rest = rest_route(topology, rpc, rpc.http)
+                if rpc.access.watch_cookie:
+                    found.append(with_cookie(rest))
+                found.append(rest)
     return [*found, *wrong_methods(), refusal("nothing", {"prefix": "/"}, 404)]
 
 
@@ -87,9 +92,20 @@ def rest_route(topology: Topology, rpc: Rpc, rule: HttpRule) -> Json:
     filters = {HEADER_MUTATION: without_grpc_headers(), BODY_LIMIT: filter_config(disabled=True)}
     found = route(topology, rpc, rpc.name, match, {"cluster": service, "timeout": REST_TIMEOUT}, filters)
     # Services send a position twice, as a header too, only to those who cannot see their messages.
-    rest = {"header": {"key": "x-strandline-rest", "value": "1"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-    found.setdefault("request_headers_to_add", []).append(rest)
+    # And the host is what pages are compared with.
+    for key, value in (("x-strandline-rest", "1"), ("x-strandline-host", "%REQ(:AUTHORITY)%")):
+        header = {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        found.setdefault("request_headers_to_add", []).append(header)
     return found
+
+
+def with_cookie(rest: Json) -> Json:
+    """*rest* for a browser that sends the cookie instead of a token."""
+    cookie = {"name": "cookie", "string_match": {"contains": WATCH_COOKIE}}
+    match = rest["match"] | {"headers": [*rest["match"]["headers"], cookie]}
+    requirement = typed(JWT_PER_ROUTE, requirement_name="token_or_cookie")
+    filters = rest["typed_per_filter_config"] | {JWT: requirement}
+    return rest | {"name": f"{rest['name']} by cookie", "match": match, "typed_per_filter_config": filters}
 
 
 def route(topology: Topology, rpc: Rpc, name: str, match: Json, action: Json, filters: Json) -> Json:
@@ -116,8 +132,9 @@ def route(topology: Topology, rpc: Rpc, name: str, match: Json, action: Json, fi
 
 def jwt_requirement(rpc: Rpc | None) -> Json:
     """The token that a route asks for: none when it leads nowhere or is open to anyone."""
-    kind = "filters.http.jwt_authn.v3.PerRouteConfig"
-    return typed(kind, requirement_name="token") if rpc and rpc.needs_token else typed(kind, disabled=True)
+    if rpc and rpc.needs_token:
+        return typed(JWT_PER_ROUTE, requirement_name="token")
+    return typed(JWT_PER_ROUTE, disabled=True)
 
 
 def filter_config(**fields: Any) -> Json:

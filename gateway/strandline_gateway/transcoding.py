@@ -65,7 +65,8 @@ def envoy_descriptor_set() -> bytes:
                 if answer is not None and answer.message_type is not None:
                     method.options.Extensions[annotations_pb2.http].ClearField("response_body")
                     method.output_type = f".{answer.message_type.full_name}"
-    pending = [name for name in files if name.startswith("strandline/") or name == ERROR_DETAILS]
+    ours = [name for name in files if name.startswith("strandline/") and not name.startswith(OPTION_FILES)]
+    pending = [*ours, ERROR_DETAILS]
     needed = set(pending)
     for name in pending:
         pending.extend(dependency for dependency in files[name].dependency if dependency not in needed)

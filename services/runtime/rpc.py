@@ -78,6 +78,7 @@ class Method:
         self.resource = access.resource
         """Path of the field that names what is called on."""
         self.resource_name: Callable[[Message], str] = attrgetter(access.resource) if access.resource else _no_resource
+        self.takes_cookie = access.watch_cookie
         self.streams = descriptor.server_streaming
         self.takes_stream = descriptor.client_streaming
         self.request_class = message_factory.GetMessageClass(descriptor.input_type)

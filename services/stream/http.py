@@ -15,11 +15,12 @@ from http import HTTPStatus
 from pathlib import Path
 
 from aiohttp import WSCloseCode, WSMsgType, web
+from google.protobuf.message import Message as ProtoMessage
 from strandline.stream.v1 import feed_pb2, stream_service_pb2
 from strandline.stream.v1.stream_service_pb2 import WatchManyRequest
 
 from services.runtime.call import Call
-from services.runtime.errors import Error, InvalidArgument, PermissionDenied, invalid_field
+from services.runtime.errors import Error, InvalidArgument, invalid_field
 from services.runtime.gate import Gate
 from services.runtime.rpc import Method, status_of_error, translate
 from services.runtime.server import remove_stale_socket
@@ -30,6 +31,8 @@ from services.stream.feeds import Feeds
 from services.stream.frames import parse_frame
 from services.stream.messages import Message, OtherMessage
 from services.stream.multiplex import MAX_REQUEST_BYTES, Connection, Multiplexer, canceled
+from services.stream.origins import check_origin, check_own_page
+from services.stream.passes import MANY, Passes
 from services.stream.problems import headers_of, problem, status_of
 from services.stream.query import W, fill, parse_watch
 
@@ -39,7 +42,6 @@ NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
 # Nothing that a WebSocket client says is of use; more than this at once is no client of ours.
 MAX_CLIENT_MESSAGE = 4096
-_PORTS = {"http": ":80", "https": ":443"}
 _STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no", "x-content-type-options": "nosniff"}
 # To be kept by the reader alone, and asked about before each use.
 _PAGE_HEADERS = {"cache-control": "private, no-cache", "vary": "authorization", "x-content-type-options": "nosniff"}
@@ -51,11 +53,12 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class HttpPort:
     """The HTTP port of the stream service."""
 
-    def __init__(self, feeds: Feeds, multiplexer: Multiplexer, changes: Changes, gate: Gate) -> None:
+    def __init__(self, feeds: Feeds, multiplexer: Multiplexer, changes: Changes, gate: Gate, passes: Passes) -> None:
         self._feeds = feeds
         self._multiplexer = multiplexer
         self._changes = changes
         self._gate = gate
+        self._passes = passes
         service = stream_service_pb2.DESCRIPTOR.services_by_name["StreamService"]
         self._one, self._many, self._members, self._list_changes = (
             Method(service.methods_by_name[name]) for name in ("Watch", "WatchMany", "WatchMembers", "ListChanges")
@@ -84,30 +87,42 @@ class HttpPort:
         await self._runner.cleanup()
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        call, watch = _asked(request, stream_service_pb2.WatchRequest)
-        await self._gate.admit(self._one, watch, call)
+        watch = _asked(request, stream_service_pb2.WatchRequest)
+        call = await self._admit(self._one, watch, request, watch.parent)
         async with self._feeds.open(watch, call) as feed:
             return await _send_feed(request, feed, call.response_headers)
 
     async def _watch_members(self, request: web.Request) -> web.StreamResponse:
-        call, watch = _asked(request, stream_service_pb2.WatchMembersRequest)
-        await self._gate.admit(self._members, watch, call)
+        watch = _asked(request, stream_service_pb2.WatchMembersRequest)
+        call = await self._admit(self._members, watch, request, watch.parent)
         async with self._feeds.open_members(watch, call) as feed:
             return await _send_feed(request, feed, call.response_headers)
+
+    async def _admit(self, method: Method, message: ProtoMessage, request: web.Request, parent: str) -> Call:
+        """The call of *request*, let in by its token or, where the method takes one, by the cookie for *parent*."""
+        call = Call(metadata={key.lower(): value for key, value in request.headers.items()})
+        cookie = request.cookies.get(self._passes.cookie_name) if method.takes_cookie else None
+        if cookie is None:
+            await self._gate.admit(method, message, call)
+            return call
+        if "authorization" in call.metadata:
+            raise invalid_field("authorization", "is not taken together with the cookie: send one of them")
+        check_own_page(call.metadata, request.host)
+        call.principal = self._passes.open_cookie(cookie, parent)
+        await self._gate.admit_again(method, message, call)
+        return call
 
     async def _watch_many(self, request: web.Request) -> web.StreamResponse:
         if not upgrades(request):
             raise InvalidArgument("UPGRADE_REQUIRED", "many watches share a WebSocket: send Upgrade", http_status=426)
-        call = Call(metadata={key.lower(): value for key, value in request.headers.items()})
-        await self._gate.admit(self._many, WatchManyRequest(), call)
+        call = await self._admit(self._many, WatchManyRequest(), request, MANY)
         async with self._multiplexer.connect(call) as connection:
             return await _websocket_of_many(request, connection)
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
-        call = Call(metadata={key.lower(): value for key, value in request.headers.items()})
         asked = stream_service_pb2.ListChangesRequest(parent=f"namespaces/{request.match_info['namespace']}")
         fill(asked, request.rel_url.query.items())
-        await self._gate.admit(self._list_changes, asked, call)
+        call = await self._admit(self._list_changes, asked, request, asked.parent)
         page = await self._changes.page(asked, call)
         headers = {**call.response_headers, **_PAGE_HEADERS, "etag": page.etag}
         if is_held(request.headers.get("if-none-match", ""), page.etag):
@@ -123,12 +138,11 @@ def upgrades(request: web.Request) -> bool:
     return True
 
 
-def _asked(request: web.Request, kind: type[W]) -> tuple[Call, W]:
-    """The call, and the watch that it asks for."""
+def _asked(request: web.Request, kind: type[W]) -> W:
+    """The watch that *request* asks for."""
     upgrades(request)  # or is refused, before anything else is looked at
-    call = Call(metadata={key.lower(): value for key, value in request.headers.items()})
     last_event_id = request.headers.get("last-event-id", "")
-    return call, parse_watch(kind, request.match_info["namespace"], request.rel_url.query.items(), last_event_id)
+    return parse_watch(kind, request.match_info["namespace"], request.rel_url.query.items(), last_event_id)
 
 
 async def _send_feed(request: web.Request, feed: Feed, headers: dict[str, str]) -> web.StreamResponse:
@@ -142,21 +156,6 @@ async def _send_feed(request: web.Request, feed: Feed, headers: dict[str, str]) 
 def is_held(if_none_match: str, etag: str) -> bool:
     """Whether the header says that the client has what *etag* stands for (RFC 9110: the weak comparison)."""
     return if_none_match.strip() == "*" or etag.removeprefix("W/") in _ETAG.findall(if_none_match)
-
-
-def check_origin(origin: str | None, host: str) -> None:
-    """Refuse a WebSocket from a page of another site: browsers let any page open one. None: no browser.
-
-    Raises:
-        PermissionDenied: ORIGIN_NOT_ALLOWED.
-    """
-    if origin is None:
-        return
-    scheme, _, authority = origin.lower().partition("://")
-    # The scheme is the edge's affair. A port that a scheme implies may be left out.
-    port = _PORTS.get(scheme, "")
-    if not authority or host.lower().removesuffix(port) != authority.removesuffix(port):
-        raise PermissionDenied("ORIGIN_NOT_ALLOWED", "a page of another origin may not open a feed here")
 
 
 def _line(message: Message) -> bytes:

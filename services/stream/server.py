@@ -29,10 +29,12 @@ from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hubs import Hubs
 from services.stream.multiplex import Multiplexer
+from services.stream.passes import Passes
 from services.stream.snapshots import ResumeTokens
 from services.stream.subscription_api import SubscriptionHandlers
 from services.stream.subscription_upkeep import SubscriptionUpkeep
 from services.stream.subscriptions import Subscriptions
+from services.stream.ticket_api import TicketHandlers
 from services.stream.upstream import Logs
 from services.stream.webhook_api import WebhookHandlers
 from services.stream.webhook_pushers import Pushers
@@ -54,6 +56,8 @@ class StreamSettings(Settings):
     """The entity service, through this service's own sidecar."""
     webhook_receivers: tuple[Receiver, ...] = ()
     """What webhooks may reach on loopback; only in the local topology."""
+    public_tls: bool = True
+    """Whether browsers reach the edge over TLS: cookies then go over nothing else. Not so in the local topology."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:
@@ -64,6 +68,7 @@ class StreamSettings(Settings):
             user_address=env["STRANDLINE_USER_ADDRESS"],
             entity_address=env["STRANDLINE_ENTITY_ADDRESS"],
             webhook_receivers=_receivers(env),
+            public_tls=env.get("STRANDLINE_TOPOLOGY") != "local",
         )
 
 
@@ -93,12 +98,14 @@ async def serve(settings: StreamSettings) -> None:
     gate = Gate(TokenVerifier(settings.token_issuer, RemoteKeys(user).get), access)
     multiplexer = Multiplexer(feeds, gate)
     changes = Changes(hubs)
-    http = HttpPort(feeds, multiplexer, changes, gate)
+    passes = Passes(read_key(settings.secrets_dir, "ticket.key"), settings.public_tls)
+    http = HttpPort(feeds, multiplexer, changes, gate, passes)
     server = Server(settings)
     server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, multiplexer, changes), gate.admit)
     handlers = SubscriptionHandlers(subscriptions, deliveries, hubs, access, token_key)
     server.add(subscription_api.SERVICE, handlers, gate.admit)
     server.add(webhook_api.SERVICE, WebhookHandlers(webhooks, token_key), gate.admit)
+    server.add("strandline.stream.v1.TicketService", TicketHandlers(passes, database, access), gate.admit)
 
     upkeep = SubscriptionUpkeep(database, subscriptions, logs, access)
 

@@ -225,3 +225,37 @@ async def test_sign_in_is_limited_to_100_requests_in_15_minutes_for_one_address(
     assert limited[0].problem == (429, "RATE_LIMITED")
     assert int(limited[0].headers["retry-after"]) > 0
     await anonymous.close()
+
+
+async def test_a_page_reads_by_a_cookie_until_its_session_ends(platform: Any, harbour: str) -> None:
+    """The whole way of a browser, through the edge: ticket, cookie, feed, and the end of the session."""
+    reader = await person(platform)
+    page = {"origin": platform.rest}
+    create = {"create": {"watchId": "a", "watch": {"parent": harbour.removeprefix("/v1/"), "now": True}}}
+    ticket = (await reader.rest.ok("POST", "/v1/namespaces:issueTicket", {}, headers=page))["ticket"]
+    anonymous = Rest(platform.rest)
+    try:
+        foreign = await anonymous(
+            "POST", "/v1/namespaces:redeemTicket", {"ticket": ticket}, headers={"origin": "http://x"}
+        )
+        assert foreign.problem == (403, "ORIGIN_NOT_ALLOWED")
+        redeemed = await anonymous("POST", "/v1/namespaces:redeemTicket", {"ticket": ticket}, headers=page)
+        assert (redeemed.status, redeemed.json["path"]) == (200, "/v1/namespaces:watch")
+        again = await anonymous("POST", "/v1/namespaces:redeemTicket", {"ticket": ticket}, headers=page)
+        assert again.problem == (401, "TICKET_INVALID")
+        cookie = {"cookie": redeemed.headers["set-cookie"].partition(";")[0]}
+        async with (
+            aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
+            session.ws_connect(f"{platform.rest}/v1/namespaces:watch", headers=page | cookie) as socket,
+        ):
+            await socket.send_json(create)
+            assert (await socket.receive_json(timeout=30))["canceled"]["status"]["code"] == 5  # a stranger here
+            await reader.rest.ok("POST", "/v1/auth:logout", {"refreshToken": reader.refresh_token})
+            async with asyncio.timeout(30):
+                while True:
+                    await socket.send_json(create)
+                    if (await socket.receive_json())["canceled"]["status"]["code"] == 16:
+                        break
+    finally:
+        await anonymous.close()
+        await reader.rest.close()

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from aiohttp import ClientSession, WSMsgType, web
-from strandline.stream.v1 import feed_pb2, stream_service_pb2, stream_service_pb2_grpc
+from strandline.stream.v1 import feed_pb2, stream_service_pb2, stream_service_pb2_grpc, ticket_service_pb2
 
 from tests.gateway_stack import Stack, stack
 
@@ -217,3 +217,59 @@ async def test_many_watches_need_a_token_too(stack: Stack) -> None:
     assert (reply.status, reply.reason) == (401, "TOKEN_MISSING")
     reply = await stack.call("POST", MANY, {})
     assert (reply.status, reply.reason) == (405, "METHOD_NOT_ALLOWED")
+
+
+COOKIE = {"cookie": "theme=dark; __Secure-strandline-watch=sealed"}
+
+
+async def test_the_cookie_of_a_page_goes_to_the_service_instead_of_a_token(stack: Stack) -> None:
+    seen: list[tuple[str, str, bool]] = []
+
+    async def feed(request: web.Request) -> web.StreamResponse:
+        seen.append((request.path, request.headers["cookie"], "authorization" in request.headers))
+        return web.Response(text="{}")
+
+    stack.upstreams.http = feed
+    for path in (WATCH, MANY):
+        assert (await stack.call("GET", path, token=None, **COOKIE)).status == 200
+    assert seen == [(path, COOKIE["cookie"], False) for path in (WATCH, MANY)]
+    # Beside it a token may be missing, and not wrong.
+    assert (await stack.call("GET", WATCH, token=stack.token(aud="other"), **COOKIE)).reason == "TOKEN_INVALID"
+
+
+async def test_the_cookie_lets_nobody_in_anywhere_else(stack: Stack) -> None:
+    async def feed(_request: web.Request) -> web.StreamResponse:
+        raise AssertionError("no request gets here")
+
+    stack.upstreams.http = feed
+    for method, path in (
+        ("GET", "/v1/namespaces/demo/changes"),
+        ("GET", "/v1/namespaces/demo"),
+        ("GET", "/v1/users/me"),
+        ("POST", "/v1/namespaces:issueTicket"),
+        ("POST", "/v1/namespaces/demo/types/buoy/entities"),
+        ("DELETE", "/v1/namespaces/demo"),
+    ):
+        reply = await stack.call(method, path, {} if method == "POST" else None, token=None, **COOKIE)
+        assert (reply.status, reply.reason) == (401, "TOKEN_MISSING"), path
+    for path in (WATCH, MANY):
+        assert (await stack.call("POST", path, {}, token=None, **COOKIE)).status == 405
+    for cookie in ("theme=dark", "strandline-watch"):
+        assert (await stack.call("GET", WATCH, token=None, cookie=cookie)).reason == "TOKEN_MISSING"
+
+
+async def test_a_ticket_is_redeemed_without_a_token_and_the_cookie_comes_back(stack: Stack) -> None:
+    async def redeem(request: Any, context: Any) -> Any:
+        await context.send_initial_metadata((("set-cookie", "strandline-watch=sealed; HttpOnly"),))
+        return ticket_service_pb2.RedeemTicketResponse(path=WATCH)
+
+    stack.answers["TicketService.RedeemTicket"] = redeem
+    # What a page says of itself goes on; what only the edge may say does not come from it.
+    headers = {"origin": stack.url, "x_strandline_host": "evil.example", "sec_fetch_site": "same-origin"}
+    reply = await stack.call("POST", "/v1/namespaces:redeemTicket", {"ticket": "t"}, token=None, **headers)
+    assert (reply.status, reply.json["path"]) == (200, WATCH)
+    assert reply.headers["set-cookie"] == "strandline-watch=sealed; HttpOnly"
+    assert reply.headers["cache-control"] == "no-store"
+    metadata = stack.seen["TicketService.RedeemTicket"][1]
+    assert (metadata["x-strandline-host"], metadata["origin"]) == (stack.address, stack.url)
+    assert metadata["sec-fetch-site"] == "same-origin"

@@ -38,9 +38,11 @@ from services.stream.http import HttpPort
 from services.stream.hub import MAX_RING_BYTES
 from services.stream.hubs import Hubs
 from services.stream.multiplex import Multiplexer
+from services.stream.passes import Passes
 from services.stream.snapshots import ResumeTokens
 from services.stream.subscription_api import SubscriptionHandlers
 from services.stream.subscriptions import Subscriptions
+from services.stream.ticket_api import TicketHandlers
 from services.stream.upstream import Logs
 from services.stream.webhook_sender import WebhookSender
 from services.stream.webhooks import Webhooks
@@ -85,8 +87,9 @@ class StreamService:
         http_port: int = 0,
         own_url: str = "",
         receivers: Sequence[Receiver] = (),
+        public_tls: bool = False,
     ) -> None:
-        """*own_url*: its own database; without one there are no subscriptions. *receivers*: open to webhooks."""
+        """*own_url*: its own database; without one there are only feeds. *receivers*: open to webhooks."""
         self.grpc_address = f"unix:{socket}.sock"
         self.http_socket = f"{socket}-http.sock"
         self._http_address = f"127.0.0.1:{http_port}" if http_port else f"unix:{self.http_socket}"
@@ -99,7 +102,8 @@ class StreamService:
         self.gate = gate = Gate(TokenVerifier(ISSUER, _keys), self.access)
         self._multiplexer = multiplexer = Multiplexer(feeds, gate)
         changes = Changes(self.hubs)
-        self._http = HttpPort(feeds, multiplexer, changes, gate)
+        passes = Passes(bytes(32), public_tls)
+        self._http = HttpPort(feeds, multiplexer, changes, gate, passes)
         self._server = grpc.aio.server()
         handlers = StreamHandlers(feeds, multiplexer, changes)
         handler = generic_handler("strandline.stream.v1.StreamService", handlers, gate.admit)
@@ -112,6 +116,9 @@ class StreamService:
             self.deliveries = Deliveries(self.database, self.hubs, logs)
             consumers = SubscriptionHandlers(self.subscriptions, self.deliveries, self.hubs, self.access, bytes(32))
             handler = generic_handler(subscription_api.SERVICE, consumers, gate.admit)
+            self._server.add_generic_rpc_handlers((handler,))
+            tickets = TicketHandlers(passes, self.database, self.access)
+            handler = generic_handler("strandline.stream.v1.TicketService", tickets, gate.admit)
             self._server.add_generic_rpc_handlers((handler,))
         self._server.add_insecure_port(self.grpc_address)
 

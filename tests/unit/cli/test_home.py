@@ -58,6 +58,7 @@ def test_secrets_are_readable_by_their_owner_alone_and_made_once(home: Home) -> 
         "user/kek/1.key",
         "entity/page_token.key",
         "stream/resume_token.key",
+        "stream/ticket.key",
     }
     for path in home.secrets.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path

@@ -37,7 +37,17 @@ def test_only_signing_in_and_public_keys_are_open_to_anyone() -> None:
         "AuthService.Refresh",
         "AuthService.Logout",
         "AuthService.GetJwks",
+        "TicketService.RedeemTicket",
     }
+
+
+def test_a_cookie_opens_feeds_and_nothing_else() -> None:
+    taking = [rpc for rpc in rpcs() if rpc.access.watch_cookie]
+    assert {rpc.name for rpc in taking} == {"StreamService.Watch", "StreamService.WatchMany"}
+    for rpc in taking:
+        assert rpc.http is not None
+        assert rpc.http.method == "GET"
+        assert rpc.access.served_over_http
 
 
 def test_a_log_is_served_by_every_owner_of_one() -> None:

@@ -82,7 +82,9 @@ def test_every_public_rpc_has_a_grpc_route_and_a_rest_route() -> None:
     names = [route["name"] for route in edge_routes() if route["name"] not in NOWHERE]
     public = [rpc for rpc in rpcs() if rpc.is_public]
     assert sorted(names) == sorted(
-        [rpc.path for rpc in public] + [rpc.name for rpc in public if rpc.name not in ONLY_GRPC]
+        [rpc.path for rpc in public]
+        + [rpc.name for rpc in public if rpc.name not in ONLY_GRPC]
+        + [f"{rpc.name} by cookie" for rpc in public if rpc.access.watch_cookie]
     )
 
 
