@@ -21,6 +21,7 @@ from benchmarks import (
     million,
     point_reads,
     replicas,
+    resume,
     single_writes,
     stalled,
 )
@@ -37,6 +38,7 @@ _BENCHMARKS = {
     "deliveries": (deliveries.run, "stream"),
     "filtered": (filtered.run, "stream"),
     "stalled": (stalled.run, "stream"),
+    "resume": (resume.run, "stream"),
     "idle_grpc": (idle.run_grpc, "stream"),
     "idle_ndjson": (idle.run_ndjson, "stream"),
 }

@@ -9,7 +9,7 @@
  *   etcd   the same, but COUNT deliveries are counted as the entries of field 11, and nothing joins up
  * The first message of a watcher says where it begins; every later one must begin where the one before ended, or all
  * fails with exit code 4. When all have their first message, says "ready". When all have come COUNT revisions further:
- * "SECONDS BYTES MESSAGES", from the first later message to the last.
+ * "SECONDS BYTES MESSAGES", from the first message that covers any revision to the last.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -86,9 +86,8 @@ static int dial(const char *address) {
 static void take(struct watcher *it, int64_t after, int64_t revision) {
     if (!it->started) {
         it->started = 1;
-        it->start = it->reached = revision;
+        it->start = it->reached = after;
         if (++started == count) { puts("ready"); fflush(stdout); }
-        return;
     }
     if (protocol != ETCD && after != it->reached) {
         fprintf(stderr, "a message begins at %lld, the one before ended at %lld\n", (long long)after,

@@ -5,9 +5,9 @@ beginning at a multiple of its size, a segment is the largest around a revision 
 who asks gets the same ones, and a full one never changes, but by a purge (which blanks in place: its borders stay) and
 where the log is cut.
 
-A block that is too large is found to be so by reading its beginning, which is a smaller block's content: little is
-read twice. Concurrent readers wait for the same read. What was read is kept until newer segments need the room, a purge
-that it may not have seen is seen by the hub, or the hub goes.
+A block that is too large is found to be so by reading its beginning, which is kept as that of smaller blocks: nothing
+is read twice. Concurrent readers wait for the same read. What was read is kept until newer segments need the room, a
+purge that it may not have seen is seen by the hub, or the hub goes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Units(Protocol):
 class Segment:
     """The units ``(after, revision]``; *seen*: everything committed up to there had its effect on them.
 
-    ``end`` is where the segment ends once it is full.
+    ``end`` is where the segment ends once it is full. Until then it ends at the head as it was, or it is only begun:
+    not *whole*, and not to be shown.
     """
 
     epoch: str
@@ -60,6 +61,7 @@ class Segment:
     units: Sequence[LogUnit]
     size: int
     seen: int
+    whole: bool
     _batches: dict[int, UnitsMessage] = field(default_factory=dict)
 
     @property
@@ -129,7 +131,9 @@ class Segments:
         while True:
             if block in self._kept:
                 segment = self._kept[block]
-                if segment is None or (segment.seen >= block.hub.purged_to and segment.revision >= reach):
+                if segment is None or (
+                    segment.whole and segment.seen >= block.hub.purged_to and segment.revision >= reach
+                ):
                     self._kept.move_to_end(block)
                     return segment
             begun = self._reads.get(block)
@@ -178,22 +182,25 @@ class Segments:
         """Remember *block*, which begins with *units*, as a segment or as too large and the segment it begins with."""
         size = sum(len(unit.body) for unit in units)
         if is_all and (size <= MAX_BYTES or block.size == 1):
-            segment = Segment(block.hub.epoch, after, block.end, units, size, seen)
-            self._put(block, segment)
-            return segment
+            return self._put(block, Segment(block.hub.epoch, after, block.end, units, size, seen, whole=True))
         self._put(block, None)
         half = _Block(block.hub, block.after, block.size // 2)
-        if half.end > after:
-            own = units[: half.end - after]
-            self._keep(half, after, own, seen, is_all or after + len(units) >= half.end)
+        own = max(0, half.end - after)
+        if own:
+            self._keep(half, after, units[:own], seen, is_all or len(units) >= own)
+        other = _Block(block.hub, half.end, half.size)
+        if units[own:] and other not in self._kept:
+            size = sum(len(unit.body) for unit in units[own:])
+            self._put(other, Segment(block.hub.epoch, after + own, other.end, units[own:], size, seen, whole=False))
         return None
 
-    def _put(self, block: _Block, segment: Segment | None) -> None:
+    def _put(self, block: _Block, segment: Segment | None) -> Segment | None:
         self._drop(block)
         self._kept[block] = segment
         self.held_bytes += _cost(segment)
         while self.held_bytes > self._max_bytes:
             self._drop(next(iter(self._kept)))
+        return segment
 
     def _drop(self, block: _Block) -> None:
         if block in self._kept:
