@@ -48,6 +48,8 @@ class CompiledType:
         self.unique = tuple(index for index in self.maintained if index.spec.unique)
         references = (reference for reference in type_.references if reference.state != IndexState.FAILED)
         self.references = {reference.index_id: reference for reference in references}
+        self.concerns_others = bool(self.unique or self.references)
+        """Whether its entities may want what others have: a unique value, or to refer to them."""
         self.building = frozenset(
             (
                 *(index.id for index in self.maintained if index.state == IndexState.BUILDING),
@@ -87,10 +89,11 @@ class CompiledType:
                 f"the data takes {len(struct)} bytes, at most {MAX_ENTITY_BYTES} are allowed for the entity",
                 limit=str(MAX_ENTITY_BYTES),
             )
-        entries = frozenset((index.id, key) for index in self.maintained for key in entry_keys(index.spec, data))
+        entries = frozenset([(index.id, key) for index in self.maintained for key in entry_keys(index.spec, data)])
         if self.references:
             entries = entries.union(self.reference_entries(data))
-        return Rendered(self.generation, json, struct, entries, self.unique_entries(data))
+        unique = self.unique_entries(data) if self.unique else ()
+        return Rendered(self.type.generation, json, struct, entries, unique)
 
     def unique_entries(self, data: JsonObject) -> tuple[Entry, ...]:
         """The entries that *data* would have for itself alone; raises as ``render`` for index limits."""

@@ -238,16 +238,15 @@ def given_expiry(message: Any, field: str, *, masked: bool = False) -> Expiry | 
 
 def fingerprint(mutations: Sequence[Mutation], preconditions: Sequence[Precondition] = ()) -> bytes:
     """16 bytes that are equal for requests that ask for the same: names, operations and values, not wire bytes."""
-    digest = hashlib.blake2b(digest_size=16)
+    parts: list[bytes] = []
     for mutation in mutations:
         name = mutation.name if mutation.named else mutation.key.type
         rest = (int(mutation.kind), name, mutation.etag, mutation.allow_missing, mutation.mask, len(mutation.json))
-        digest.update(repr(rest).encode())
-        digest.update(mutation.json)
+        parts += (repr(rest).encode(), mutation.json)
         for path, operator, operand, _ in mutation.operations:
-            digest.update(repr((path, operator.value, canonical(operand))).encode())
+            parts.append(repr((path, operator.value, canonical(operand))).encode())
         if mutation.expiry is not None:
-            digest.update(str(mutation.expiry.time).encode())
+            parts.append(str(mutation.expiry.time).encode())
     for condition in preconditions:
-        digest.update(repr((condition.name, condition.exists, condition.etag, condition.filter)).encode())
-    return digest.digest()
+        parts.append(repr((condition.name, condition.exists, condition.etag, condition.filter)).encode())
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()

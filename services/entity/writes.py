@@ -218,7 +218,9 @@ class Writer:
     async def _prepare(self, namespace: str, units: Sequence[Sequence[Mutation]]) -> list[_Preparation]:
         mutations = [mutation for unit in units for mutation in unit]
         types = await self._types.learn(namespace, dict.fromkeys(mutation.key.type for mutation in mutations))
-        uncertain = [mutation.key for mutation in mutations if _takes_unknown(mutation, types.get(mutation.key.type))]
+        uncertain: list[EntityKey] = []
+        if any(compiled.concerns_others for compiled in types.values()):
+            uncertain = [item.key for item in mutations if _takes_unknown(item, types.get(item.key.type))]
         # What one unit reads beyond this is not needed: it is refused for it under the lock.
         stored = await self._stored(namespace, uncertain, to_the_end=len(units) > 1)
         claims = await self._claims(namespace, units, types)
@@ -343,7 +345,7 @@ def _prepare(mutation: Mutation, compiled: CompiledType | None, current: StoredE
             prepared.unique = prepared.rendered.unique
         except Error as failure:
             prepared.failure, prepared.refused_by = failure, compiled.generation
-    if _takes_unknown(mutation, compiled) and (current is not None or mutation.operations):
+    if compiled.concerns_others and _takes_unknown(mutation, compiled) and (current is not None or mutation.operations):
         prepared.unique += _expected_unique(mutation, compiled, current)
     if compiled.references:
         prepared.targets = _expected_targets(mutation, compiled, current)
