@@ -8,8 +8,10 @@ it takes. Every answer must say OK for every row.
 Where the time goes, in us per row. The entity process (CPU of the stages alone, best of 25 rounds, so without gRPC and
 the loop): parse the mutation 6.5, validate, encode and make index keys 11.3, fingerprint 1.8, make the unit 3.8, take
 the batch and put its reads together 4.2, decide and encode entity and unit 20, pack arrays for the log 3, for entities
-and index entries 6, answer 2.8; 60 together. PostgreSQL (elapsed by statement, medians on a busy machine): index
-entries 46 (three a row; 11 at best), entities 12, requests 9, units 6, versions 5, everything else below 2.
+and index entries 6, answer 2.8; 60 together. (Measured before the passes over a batch were made fewer, which took 14 %
+off the same stages of an import.) PostgreSQL (elapsed by statement, medians on a busy machine): index entries 46 (three
+a row; 11 at best), entities 12, units 6, versions 5, requests 3 (one row for up to 128 writes), everything else below
+2.
 
 The ceiling is COPY of the very rows that each round made (see ``copying``). Wrong to conclude: that the ratio could
 reach 1; COPY neither parses nor checks anything and does not remember requests for retries. Nor is this the rate of an
