@@ -98,8 +98,8 @@ def _seconds(processes: Iterable[psutil.Process]) -> Iterator[float]:
 
 
 async def wait_for_socket(path: Path, process: Process) -> None:
-    """Wait until *process* listens at *path*; RuntimeError when it ended instead, or after 10 s."""
-    for _ in range(200):
+    """Wait until *process* listens at *path*; RuntimeError when it ended instead, or after 30 s."""
+    for _ in range(600):
         if path.exists():
             return
         if process.returncode is not None:

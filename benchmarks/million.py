@@ -3,7 +3,9 @@
 One caller, one request at a time: a page of 50 by the index (country, elevation), from a random elevation on, with a
 residual filter that half of the rows pass, ordered by the index; and the count of an index range of 10,000 rows. Each
 through the service's own socket and through the edge as REST, the whole platform running, nothing pinned, caches warm.
-The entities come in through the service, as anybody's do.
+The entities come in through the service, as anybody's do; then the tables are vacuumed, as autovacuum would do it some
+time later. ``page_of_50_in_service`` is the service's own histogram over the pages that were asked for directly and
+through the edge; ``entity_us_by_part`` is of another replica, with clocks in it (``anatomy``).
 
 The peer, asked in turn with them, is the same page by hand-written SQL: a table of this type alone with an expression
 index, analysed, without row-level security or history, over one connection with prepared statements and with the plan
@@ -22,7 +24,8 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import aiohttp
 import grpc
@@ -33,8 +36,10 @@ from strandline_cli.api import Api
 from strandline_cli.tokens import administrator_token
 
 from benchmarks import figures, tenant
+from benchmarks.anatomy import anatomy
 from benchmarks.machine import Meter
 from benchmarks.records import COUNTRIES, MAX_ELEVATION, Record, records
+from benchmarks.service_times import Counts, ServiceTimes, quantile, share_within
 from benchmarks.whole_platform import Platform, platform
 from services.runtime.upstream import channel
 
@@ -51,6 +56,10 @@ PEER_PAGE = """SELECT id, data::text FROM peer.airports WHERE data->>'country' =
     AND (data->>'elevation')::float8 > %s AND data->>'open' = 'true'
     ORDER BY (data->>'elevation')::float8, id LIMIT 50"""
 
+LIST = "/strandline.entity.v1.EntityService/ListEntities"
+BAR_SECONDS = 0.005
+"""What a page may take in the service."""
+
 Ask = Callable[[], Awaitable[int]]
 
 
@@ -63,12 +72,15 @@ async def run(*, quick: bool) -> None:
         to.declare(NAMESPACE, tenant.TYPE)
         made = records(random.Random(7), itertools.count())
         pages: list[list[float]] = []
+        in_service: list[Counts] = []
+        times = ServiceTimes(running.run / "entity-metrics.sock", LIST)
         for size in sizes:
             began = time.perf_counter()
             await to.load([NAMESPACE], itertools.islice(made, size - to.size), lambda _: tenant.TYPE)
             loading = (size - to.size) / (time.perf_counter() - began)
             to.size = size
             await to.fill_peer()
+            await to.vacuum()
             context: dict[str, object] = {
                 "entities": size,
                 "rows_per_second_loaded": round(loading),
@@ -76,23 +88,36 @@ async def run(*, quick: bool) -> None:
             }
             with meter.running():
                 timed = await measure(
-                    {"direct": to.page_directly, "edge": to.page_over_the_edge, "peer": to.page_by_sql}, asked
+                    {"direct": to.page_directly, "edge": to.page_over_the_edge, "peer": to.page_by_sql},
+                    asked,
+                    times.begin,
                 )
+            counts = await times.end()
             for name in ("direct", "edge"):
                 emit(f"page_of_50_{name}", timed[name], timed["peer"], meter, context)
             pages.append(timed["direct"])
+            parts = await anatomy(running.layout, "ListEntities", to.page_by_page(asked), asked // 5)
+            noted = {**context, "within_5_ms": round(share_within(counts, BAR_SECONDS), 4), "entity_us_by_part": parts}
+            for percent in (50, 99):
+                peer = 1000 * figures.percentile(timed["peer"], percent)
+                figures.emit(
+                    f"page_of_50_in_service_p{percent}",
+                    "ms",
+                    [1000 * quantile(counts, percent)],
+                    [peer],
+                    meter.cores(),
+                    noted,
+                )
+            in_service.append(counts)
             with meter.running():
                 timed = await measure({"count": to.count_directly, "peer": to.page_by_sql}, max(20, asked // 10))
             emit("count_of_10000", timed["count"], timed["peer"], meter, context)
-        small, large = pages
-        figures.emit(
-            "page_growth_p50",
-            "ms",
-            [1000 * figures.percentile(large, 50)],
-            [1000 * figures.percentile(small, 50)],
-            meter.cores(),
-            {"from": sizes[0], "to": sizes[1]},
-        )
+        for percent in (50, 99):
+            grown = {"from": sizes[0], "to": sizes[1]}
+            small, large = (1000 * figures.percentile(timed, percent) for timed in pages)
+            figures.emit(f"page_growth_p{percent}", "ms", [large], [small], meter.cores(), grown)
+            small, large = (1000 * quantile(counts, percent) for counts in in_service)
+            figures.emit(f"page_growth_in_service_p{percent}", "ms", [large], [small], meter.cores(), grown)
         await _index_build(to, meter)
         await _many_types(to, meter, sizes[1] // 5, asked)
 
@@ -135,10 +160,14 @@ async def _many_types(to: Callers, meter: Meter, size: int, asked: int) -> None:
     emit("page_of_50_many_types", timed["direct"], timed["peer"], meter, context)
 
 
-async def measure(asks: dict[str, Ask], count: int) -> dict[str, list[float]]:
-    """Seconds of each of *count* answers, all asked in turn; the first fifth, for warming up, is not counted."""
+async def measure(
+    asks: dict[str, Ask], count: int, warmed_up: Callable[[], Awaitable[None]] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each of *count* answers, all asked in turn, after a fifth as many for warming up."""
     timed: dict[str, list[float]] = {name: [] for name in asks}
     for turn in range(count + count // 5):
+        if turn == count // 5 and warmed_up is not None:
+            await warmed_up()
         for name, ask in asks.items():
             began = time.perf_counter()
             await ask()
@@ -250,6 +279,10 @@ class Callers:
         )
         await self.database.execute("VACUUM ANALYZE peer.airports")
 
+    async def vacuum(self) -> None:
+        """Do what autovacuum would do after such a load: walks of an index need not look at the table then."""
+        await self.database.execute("VACUUM entities, index_entries, units, versions, requests")
+
     async def page_by_sql(self) -> int:
         cursor = await self.database.execute(
             PEER_PAGE, (random.choice(COUNTRIES), random.random() * MAX_ELEVATION * 0.7), prepare=True
@@ -266,6 +299,17 @@ class Callers:
         if len(answer.entities) < least:
             raise RuntimeError(f"a page holds {len(answer.entities)} entities")
         return len(answer.entities)
+
+    def page_by_page(self, count: int) -> Callable[[Path], Awaitable[None]]:
+        """What asks a replica's socket for *count* pages, one after the other, and a fifth as many before."""
+
+        async def load(socket: Path) -> None:
+            async with channel(f"unix:{socket}") as to:
+                replica = replace(self, entities=entity_service_pb2_grpc.EntityServiceStub(to))
+                for _ in range(count + count // 5):
+                    await replica.page_directly()
+
+        return load
 
     async def page_over_the_edge(self) -> int:
         params = {"filter": _filter(), "order_by": "data.elevation"}

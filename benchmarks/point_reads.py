@@ -17,7 +17,7 @@ import random
 from strandline.entity.v1 import entity_pb2, entity_service_pb2
 
 from benchmarks import figures, h2load
-from benchmarks.anatomy import anatomy
+from benchmarks.anatomy import anatomy_under_load
 from benchmarks.records import records
 from benchmarks.stack import Stack
 from benchmarks.tenant import TYPE, tenant
@@ -49,6 +49,6 @@ async def run(stack: Stack, *, quick: bool) -> None:
         comparison = await compare(stack, place, METHOD, messages, size, quick=quick)
         if await place.entities.GetEntity(requests[0], metadata=place.metadata) != answers[0]:
             raise RuntimeError("the entity changed while it was only read")
-        parts = await anatomy(stack, METHOD, messages, place.token)
+        parts = await anatomy_under_load(stack.layout, METHOD, messages, place.token)
     context = comparison.context | {"entity_us_by_part": parts}
     figures.emit("point_reads", "calls/s", comparison.ours, comparison.echo, comparison.cpu, context)

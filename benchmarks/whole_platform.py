@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from strandline_cli.home import Home
+from strandline_cli.home import Home, Ports
+from strandline_cli.parts import Layout
 
 READY_SECONDS = 60.0
 
@@ -26,6 +27,11 @@ class Platform:
     rest: str
     run: Path
     pids: dict[str, int]
+    ports: Ports
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.home, self.run, self.ports)
 
     def database(self, service: str) -> str:
         """Conninfo of the superuser in a service's database."""
@@ -60,7 +66,7 @@ async def platform() -> AsyncIterator[Platform]:
         state = home.load_state()
         assert state is not None
         pids = {name: pid for name, pid in state.pids.items() if pid is not None}
-        yield Platform(home, f"http://127.0.0.1:{state.ports.edge}", state.path, pids)
+        yield Platform(home, f"http://127.0.0.1:{state.ports.edge}", state.path, pids, state.ports)
     finally:
         if process.returncode is None:
             process.terminate()
