@@ -147,7 +147,7 @@ def install(clocks: Clocks, counted_rpc: str) -> None:
     clock("decide", committer._Deciding, "statements")
     clock("database", database.Database, "read", "read_one")
     clock("database", committer, "pipeline")
-    clock("database", pipeline._RoundTrip, "_on_readable")
+    clock("database", pipeline._RoundTrip, "on_readable")
 
 
 async def anatomy(

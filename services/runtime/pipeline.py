@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -52,6 +53,46 @@ class Connection(psycopg.AsyncConnection[Row]):
         self.seen: set[_Key] = set()
         """Those that came once: preparing a statement pays when it comes again."""
         self.names = (b"s%d" % number for number in itertools.count())
+        self._trip: _RoundTrip | None = None
+        # A descriptor of our own for the socket: psycopg may wait at the other one, and libpq close it.
+        self._descriptor = -1
+        self._watched_by: asyncio.AbstractEventLoop | None = None
+
+    def watch(self, trip: _RoundTrip) -> None:
+        """Tell *trip* when there is something to read.
+
+        The loop goes on watching between trips: to begin and to end that took a tenth of a read's CPU.
+        """
+        self._trip = trip
+        loop = asyncio.get_running_loop()
+        if self._watched_by is not loop:
+            if self._descriptor < 0:
+                self._descriptor = os.dup(self.pgconn.socket)
+            loop.add_reader(self._descriptor, self._on_readable)
+            self._watched_by = loop
+
+    def rest(self) -> None:
+        """No trip is under way."""
+        self._trip = None
+
+    def _on_readable(self) -> None:
+        if self._trip is not None:
+            self._trip.on_readable()
+        else:
+            self._unwatch()  # psycopg reads by itself, or the server has hung up
+
+    def _unwatch(self) -> None:
+        if self._watched_by is not None and not self._watched_by.is_closed():
+            self._watched_by.remove_reader(self._descriptor)
+        self._watched_by = None
+
+    async def close(self) -> None:
+        """Close the connection; once more is no error."""
+        self._unwatch()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        await super().close()
 
 
 async def pipeline(connection: Connection, *statements: Statement) -> list[list[Row]]:
@@ -92,7 +133,7 @@ class _RoundTrip:
         self._pgconn = connection.pgconn
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._socket = -1
+        self._writing_to = -1
         # What each result that is to come will say to be prepared; None: it is the answer of a statement.
         self._expected: deque[tuple[_Key, bytes] | None] = deque()
         # Names given on this trip: a statement that comes a thousand times in it is still prepared once.
@@ -135,21 +176,21 @@ class _RoundTrip:
         Raises:
             psycopg.OperationalError: the connection is lost.
         """
-        self._socket = self._pgconn.socket
-        self._loop.add_reader(self._socket, self._on_readable)
+        self._connection.watch(self)
         if self._pgconn.flush():
-            self._loop.add_writer(self._socket, self._on_writable)
+            self._writing_to = self._pgconn.socket
+            self._loop.add_writer(self._writing_to, self._on_writable)
         try:
             await self._ended
         finally:
             self._end(None)
 
     def _end(self, failure: psycopg.Error | None) -> None:
+        self._connection.rest()
         # At once, and once: a socket that libpq has closed may have become another's.
-        if self._socket >= 0:
-            self._loop.remove_reader(self._socket)
-            self._loop.remove_writer(self._socket)
-            self._socket = -1
+        if self._writing_to >= 0:
+            self._loop.remove_writer(self._writing_to)
+            self._writing_to = -1
         if not self._ended.done():
             if failure is None:
                 self._ended.set_result(None)
@@ -159,11 +200,13 @@ class _RoundTrip:
     def _on_writable(self) -> None:
         try:
             if not self._pgconn.flush():
-                self._loop.remove_writer(self._socket)
+                self._loop.remove_writer(self._writing_to)
+                self._writing_to = -1
         except psycopg.OperationalError as failure:
             self._end(self._failure or failure)
 
-    def _on_readable(self) -> None:
+    def on_readable(self) -> None:
+        """Take what has come."""
         pgconn = self._pgconn
         try:
             pgconn.consume_input()

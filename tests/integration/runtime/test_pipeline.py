@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -193,3 +195,59 @@ async def test_a_value_that_cannot_be_sent_spoils_no_other_read(database: Databa
     with pytest.raises(psycopg.ProgrammingError):
         await database.read("tides", ONE, Statement("SELECT %s", (object(),)))
     assert await database.read("tides", ONE) == [[(1,)]]
+
+
+async def test_trips_and_statements_of_psycopg_itself_take_turns(connection: Connection) -> None:
+    for number in range(3):
+        assert await pipeline(connection, Statement("SELECT %s::int4", (number,))) == [[(number,)]]
+        async with connection.transaction():
+            cursor = await connection.execute("SELECT pg_sleep(0.01), %s::int4", (number,))
+            assert (await cursor.fetchall())[0][1] == number
+        assert await pipeline(connection, ONE, ONE) == [[(1,)], [(1,)]]
+
+
+async def test_an_idle_connection_that_the_server_closed_is_looked_at_once(
+    connection: Connection, postgres: str
+) -> None:
+    await pipeline(connection, ONE)
+    looks = 0
+    looked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    ours = connection._on_readable
+
+    def on_readable() -> None:
+        nonlocal looks
+        looks += 1
+        looked.set()
+        ours()
+
+    assert connection._watched_by is loop
+    loop.add_reader(connection._descriptor, on_readable)
+    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as admin:
+        await admin.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
+    await asyncio.wait_for(looked.wait(), 30)
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert looks == 1
+    with pytest.raises(psycopg.OperationalError):
+        await pipeline(connection, ONE)
+
+
+async def test_a_connection_that_is_closed_leaves_nothing_open(database: Database) -> None:
+    async with database.connection() as first:
+        await pipeline(first, ONE)
+    socket = os.fstat(first._descriptor).st_ino
+    assert open_inodes().count(socket) == 2
+    await database.discard_idle()
+    assert first.closed
+    assert socket not in open_inodes()
+    assert await database.read("tides", ONE) == [[(1,)]]
+
+
+def open_inodes() -> list[int]:
+    """What this process has open, an inode for each descriptor."""
+    inodes = []
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # that of the folder itself
+            inodes.append(os.fstat(int(name)).st_ino)
+    return inodes
