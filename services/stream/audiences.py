@@ -8,8 +8,9 @@ next ``Progress``.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 from typing import Final
 
@@ -17,6 +18,8 @@ from services.stream.messages import LogUnit, UnitsMessage, that_fit
 from services.stream.selection import Selection
 from services.stream.selection_index import SelectionIndex
 from services.stream.views import UnitView
+
+logger = logging.getLogger(__name__)
 
 MAX_EVALUATIONS: Final = 10_000
 """Of changes, when units join the ring: about 15 ms. The rest is left to the readers, each in its own time."""
@@ -114,6 +117,19 @@ class Audiences:
         """Evaluate *units*, the newest of the ring, which ends at *position* now, and wake those whom they concern."""
         if not self._audiences:
             return
+        try:
+            touched = self._evaluate(units, position)
+        except Exception:
+            # Nobody may take for granted that nothing of theirs is in there: each looks, and its feed breaks audibly.
+            logger.exception("units up to revision %s cannot be evaluated", position)
+            touched = self._audiences.values()
+            for audience in touched:
+                audience.begin_again(position)
+        for audience in touched:
+            audience.wake()
+
+    def _evaluate(self, units: Sequence[LogUnit], position: int) -> Collection[Audience]:
+        """Those whom *units* concern, who now know what is theirs, or that they have to look."""
         left = MAX_EVALUATIONS
         touched: dict[Audience, None] = {}
         for revision, unit in enumerate(units, position - len(units) + 1):
@@ -126,8 +142,7 @@ class Audiences:
                 elif kept := audience.selection.of_unit(unit, view, changes):
                     self._keep(audience, revision, unit, kept)
                     touched[audience] = None
-        for audience in touched:
-            audience.wake()
+        return touched
 
     def _keep(self, audience: Audience, revision: int, unit: LogUnit, kept: LogUnit) -> None:
         if revision > audience.since:

@@ -24,6 +24,7 @@ from services.entity.limits import Confirmations
 from services.entity.model import EntityKey, EntityType, entity_name
 from services.entity.mutations import Kind, Mutation, replacement
 from services.entity.snapshots import SnapshotReader
+from services.entity.type_changes import TypeChange, TypeOperation
 from services.entity.type_store import put_type
 from services.entity.writes import Writer, Writing
 from services.runtime import wire
@@ -147,6 +148,19 @@ class Owner:
     async def put(self, namespace: Namespace, entity_id: str, **data: Any) -> int:
         """Write one entity of type ``buoy``."""
         return await self.write(namespace, {("buoy", entity_id): data})
+
+    async def declare(self, namespace: Namespace, type_id: str) -> int:
+        """Commit a new type; the revision."""
+        change = TypeChange(
+            actor="ann",
+            method="CreateType",
+            request_id="",
+            body_hash=b"",
+            exclusive=frozenset({type_id}),
+            operation=TypeOperation.CREATE,
+            type_id=type_id,
+        )
+        return (await self._committer.commit(namespace, change)).revision
 
     async def forget(self, namespace: str) -> None:
         """Remove the log and the entities of *namespace*."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -108,3 +109,32 @@ async def test_a_filter_that_nothing_matches_moves_on_with_every_progress(owner:
         await owner.put(TIDES, "a", country="CH")
         (unit,) = await reader.until(51)
         assert unit.changes[0].kind == Change.ENTERED
+
+
+async def test_changes_of_types_stand_in_the_same_order_whatever_the_filter_says(
+    owner: Owner, stream: StreamService
+) -> None:
+    wishes: list[tuple[dict[str, Any], list[int]]] = [
+        ({}, [1, 2, 3, 4]),
+        ({"filter": "data.n = 1"}, [1, 2, 3, 4]),
+        ({"filter": "data.n = 5"}, [2, 4]),
+        ({"types": ["reef"]}, [2]),
+        ({"types": ["reef"], "filter": "data.n = 1"}, [2]),
+        ({"types": ["buoy"]}, [1, 3]),
+        ({"ids": ["wreck/w", "buoy/a"]}, [1, 3, 4]),
+        ({"ids": ["whale/w"]}, []),
+    ]
+    async with AsyncExitStack() as stack:
+        readers = [await stack.enter_async_context(stream.watch(now=True, **request)) for request, _ in wishes]
+        for reader in readers:
+            await reader.next()
+        await owner.put(TIDES, "a", n=1)
+        await owner.declare(TIDES, "reef")
+        await owner.put(TIDES, "a", n=1, m=2)
+        assert await owner.declare(TIDES, "wreck") == 4
+        for reader, (request, revisions) in zip(readers, wishes, strict=True):
+            assert [unit.revision for unit in await reader.until(4)] == revisions, request
+            for unit in reader.units:
+                (change,) = unit.changes
+                is_schema = unit.revision in (2, 4)
+                assert (change.kind == Change.SCHEMA_CHANGED, change.HasField("type")) == (is_schema, is_schema)

@@ -202,6 +202,15 @@ def test_units_that_would_take_too_long_to_evaluate_are_left_to_their_readers(mo
         assert batch.revision == 5
 
 
+def test_a_unit_that_cannot_be_read_is_never_taken_for_one_that_does_not_match(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = hub_at(0)
+    audience = hub.join(selection_of([], "data.n = 1"))
+    assert hub.append(0, [unit(1, (1, 1, 1)), b"\xff"])
+    assert (audience.since, "cannot be evaluated" in caplog.text) == (2, True)
+
+
 async def test_an_audience_whose_units_are_left_to_its_readers_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.stream.audiences.MAX_EVALUATIONS", 0)
     hub = hub_at(0)
