@@ -125,7 +125,7 @@ class Feed:
             audience, position = self._audience, self._hub.position
             # Nobody wakes a reader for what does not match, so it may be further than it knows.
             if audience and self._cursor >= audience.since and audience.batch(self._cursor, position) is None:
-                self._cursor = position
+                self._cursor = max(self._cursor, position)
             message = self._progress()
         self._sent, self._sent_at = message.revision, time.monotonic()
         return message
