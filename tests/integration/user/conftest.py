@@ -65,7 +65,7 @@ class Mailbox:
 
     async def wait_for(self, address: str, count: int = 1) -> list[EmailMessage]:
         """The mails to *address* once there are *count*."""
-        async with self._arrived, asyncio.timeout(10):
+        async with self._arrived, asyncio.timeout(30):
             await self._arrived.wait_for(lambda: len(self.to(address)) >= count)
         return self.to(address)
 
