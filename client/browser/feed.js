@@ -1,10 +1,10 @@
 // A feed in a browser: survives restarts and networks, and proves that it missed nothing.
 //
-//   const feed = new Feed("demo", { transport: "sse", onUnit: (unit) => ... });
+//   const feed = new Feed("demo", { transport: "sse", letIn: () => session.letIn(), onUnit: (unit) => ... });
 //
 // Over EventSource the browser reconnects by itself and sends the id of the last event that it got. But it gives up for
 // good when it is answered anything but 200, for example 503 while a server restarts; then a new one is opened here, at
-// the position that was reached. Over WebSocket that is done for every break.
+// the position that was reached. Over WebSocket that is done for every break. `letIn` is waited for before each.
 
 // Ends after which the position is worth nothing: everything is read again.
 const LOST = new Set(["COMPACTED", "EPOCH_CHANGED", "SNAPSHOT_EXPIRED"]);
@@ -15,7 +15,7 @@ const [FIRST_PAUSE_MS, LONGEST_PAUSE_MS] = [100, 3000];
 
 export class Feed {
   // `entities` holds what lives, by name; `revision` is the last one covered; `violations` must stay empty.
-  constructor(namespace, { transport = "sse", onUnit = () => {}, onChange = () => {} } = {}) {
+  constructor(namespace, { transport = "sse", letIn = async () => {}, onUnit = () => {}, onChange = () => {} } = {}) {
     this.entities = new Map();
     this.revision = null;
     this.epoch = "";
@@ -24,6 +24,7 @@ export class Feed {
     this.state = "connecting";
     this._url = new URL(`/v1/namespaces/${namespace}:watch`, location.href);
     this._open = transport === "websocket" ? this._openWebSocket : this._openEventSource;
+    this._letIn = letIn;
     this._onUnit = onUnit;
     this._onChange = onChange;
     this._start = { snapshot: "true" };
@@ -39,10 +40,17 @@ export class Feed {
     this._onChange();
   }
 
-  _connect() {
+  async _connect() {
+    this._watchdog();
+    try {
+      await this._letIn();
+    } catch (failure) {
+      console.warn(failure);
+      return this._again();
+    }
+    if (this.state !== "connecting" && this.state !== "live") return;
     this._url.search = new URLSearchParams(this._start);
     this._hangUp = this._open(this._url);
-    this._watchdog();
   }
 
   _openEventSource(url) {

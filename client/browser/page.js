@@ -1,5 +1,6 @@
 // Two feeds of one namespace, side by side. `?namespace=demo`, `?rows=20`.
 import { Feed } from "./feed.js";
+import { Session } from "./session.js";
 
 const parameters = new URLSearchParams(location.search);
 const namespace = parameters.get("namespace") ?? "demo";
@@ -8,7 +9,7 @@ const names = { sse: "EventSource", websocket: "WebSocket" };
 
 document.querySelector("#namespace").textContent = namespace;
 
-function show(transport) {
+function show(transport, letIn) {
   const section = document.querySelector("main").appendChild(document.createElement("section"));
   const title = section.appendChild(document.createElement("h2"));
   title.append(`${names[transport]} `);
@@ -39,9 +40,20 @@ function show(transport) {
     scheduled = true;
   }
 
-  const feed = new Feed(namespace, { transport, onChange, onUnit: (unit) => revisions.push(Number(unit.revision)) });
+  const feed = new Feed(namespace, { transport, letIn, onChange, onUnit: (unit) => revisions.push(Number(unit.revision)) });
   return { feed, revisions };
 }
 
-// For the console, and for the test: what each feed has been through.
-window.feeds = Object.fromEntries(Object.keys(names).map((transport) => [transport, show(transport)]));
+document.querySelector("form").onsubmit = async (event) => {
+  event.preventDefault();
+  const [email, password] = ["#email", "#password"].map((id) => document.querySelector(id).value);
+  try {
+    const session = await Session.signIn(email, password, namespace);
+    event.target.hidden = true;
+    const shown = Object.keys(names).map((transport) => [transport, show(transport, () => session.letIn())]);
+    // For the console, and for the test: what each feed has been through.
+    Object.assign(window, { session, feeds: Object.fromEntries(shown) });
+  } catch (failure) {
+    document.querySelector("#refusal").textContent = failure.message;
+  }
+};

@@ -1,72 +1,75 @@
-"""Serves the example page, and the feed beside it, from one origin: ``python client/browser/serve.py``.
+"""Serves the example page and the platform from one origin: ``python client/browser/serve.py``.
 
-A page cannot give an ``EventSource`` or a ``WebSocket`` an access token. Here the server that the page comes from holds
-it and adds it to what it passes on, so that it never reaches the browser. Only feeds are passed on, only on loopback.
+It knows no secret and decides nothing: whatever is below ``/v1/`` goes to the platform's edge as the browser sent it.
+In production the same is a rule of whatever already stands before page and platform.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 import aiohttp
 from aiohttp import WSMsgType, web
 
 FILES = Path(__file__).parent
-_PASSED_ON = ("accept", "last-event-id")
+# Between two neighbours, and no further.
+_HOP_BY_HOP = frozenset(
+    {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "content-length", "sec-websocket-key"}
+    | {"sec-websocket-version", "sec-websocket-extensions", "sec-websocket-accept"}
+)
 _PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
     "x-content-type-options": "nosniff",
     "cache-control": "no-cache",
 }
 
 
 class Page:
-    """The page at ``/`` and, for it alone, the feeds of the platform at *rest* on behalf of whose *token* it is."""
+    """The page at ``/``, the platform at *rest* below ``/v1/``."""
 
-    def __init__(self, rest: str, token: Callable[[], Awaitable[str]]) -> None:
+    def __init__(self, rest: str) -> None:
         self._rest = rest
-        self._token = token
         self.app = web.Application()
-        self.app.router.add_get("/v1/namespaces/{namespace:[a-z0-9-]+}:watch", self._feed)
-        self.app.router.add_get("/{name:|feed\\.js|page\\.js|page\\.css}", self._file)
+        self.app.router.add_get("/{name:|(feed|page|session)\\.js|page\\.css}", self._file)
+        self.app.router.add_route("*", "/v1/{rest:.*}", self._pass_on)
         self.app.cleanup_ctx.append(self._with_session)
 
     async def _with_session(self, app: web.Application):  # type: ignore[no-untyped-def]  # an asynchronous generator
-        async with aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=None), read_bufsize=2**24
-        ) as self._session:
-            yield
+        endless, cookies = aiohttp.ClientTimeout(total=None), aiohttp.DummyCookieJar()
+        self._session = aiohttp.ClientSession(timeout=endless, cookie_jar=cookies, auto_decompress=False)
+        yield
+        await self._session.close()
 
     async def _file(self, request: web.Request) -> web.FileResponse:
         return web.FileResponse(FILES / (request.match_info["name"] or "index.html"), headers=_PAGE_HEADERS)
 
-    async def _feed(self, request: web.Request) -> web.StreamResponse:
-        if not _is_from_this_page(request):
-            raise web.HTTPForbidden
-        headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
-        headers["authorization"] = f"Bearer {await self._token()}"
-        url = f"{self._rest}{request.rel_url}"
+    async def _pass_on(self, request: web.Request) -> web.StreamResponse:
+        url, headers = f"{self._rest}{request.rel_url}", _end_to_end(request.headers)
         try:
             if request.headers.get("upgrade", "").lower() == "websocket":
                 return await self._websocket(request, url, headers)
-            return await self._events(request, url, headers)
+            return await self._answer(request, url, headers)
+        except aiohttp.WSServerHandshakeError as refusal:
+            return web.Response(status=refusal.status)
         except (aiohttp.ClientError, OSError):
             # In the middle of an answer this cuts the connection, which is what a reader must be told.
             raise web.HTTPServiceUnavailable from None
 
-    async def _events(self, request: web.Request, url: str, headers: dict[str, str]) -> web.StreamResponse:
-        async with self._session.get(url, headers=headers) as answer:
-            response = web.StreamResponse(status=answer.status, headers={"content-type": answer.content_type})
+    async def _answer(self, request: web.Request, url: str, headers: list[tuple[str, str]]) -> web.StreamResponse:
+        body = await request.read() if request.body_exists else None
+        async with self._session.request(
+            request.method, url, headers=headers, data=body, allow_redirects=False
+        ) as answer:
+            response = web.StreamResponse(status=answer.status, headers=_end_to_end(answer.headers))
             await response.prepare(request)
             async for chunk in answer.content.iter_any():
                 await response.write(chunk)
             return response
 
-    async def _websocket(self, request: web.Request, url: str, headers: dict[str, str]) -> web.StreamResponse:
+    async def _websocket(self, request: web.Request, url: str, headers: list[tuple[str, str]]) -> web.StreamResponse:
         async with self._session.ws_connect(url, headers=headers, max_msg_size=0) as upstream:
             page = web.WebSocketResponse()
             await page.prepare(request)
@@ -80,22 +83,8 @@ class Page:
             return page
 
 
-def _is_from_this_page(request: web.Request) -> bool:
-    """Pages of other sites may send requests here, but they cannot hide where they come from.
-
-    Nor what they call this host: a name of theirs that resolves to loopback would make them the same origin.
-    """
-    origin = request.headers.get("origin", f"{request.scheme}://{request.host}")
-    site = request.headers.get("sec-fetch-site", "same-origin")
-    is_loopback = request.url.host in ("127.0.0.1", "localhost")
-    return is_loopback and site == "same-origin" and origin == f"{request.scheme}://{request.host}"
-
-
-async def _command_line_token() -> str:
-    """Of the platform that runs here; it is kept until shortly before its end, so asking often costs little."""
-    process = await asyncio.create_subprocess_exec("strandline", "token", stdout=subprocess.PIPE)
-    output, _ = await process.communicate()
-    return output.decode().strip()
+def _end_to_end(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in headers.items() if name.lower() not in _HOP_BY_HOP]
 
 
 def main() -> None:
@@ -104,8 +93,7 @@ def main() -> None:
     parser.add_argument("--rest", default="http://127.0.0.1:8080", help="the platform's REST address")
     parser.add_argument("--port", type=int, default=8090)
     arguments = parser.parse_args()
-    page = Page(arguments.rest, _command_line_token)
-    web.run_app(page.app, host="127.0.0.1", port=arguments.port)
+    web.run_app(Page(arguments.rest).app, host="127.0.0.1", port=arguments.port)
 
 
 if __name__ == "__main__":
