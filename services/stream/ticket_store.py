@@ -20,10 +20,15 @@ _REMEMBER = """
 
 async def redeem(database: Database, ticket: str, expires: float, now: float) -> bool:
     """Whether *ticket*, which expires at *expires*, was not redeemed before; from now on it is. All in seconds."""
-    forgotten = datetime.fromtimestamp(now - _SKEW_SECONDS, UTC)
-    _, first = await database.write(
-        _NAMESPACE,
-        Statement(_FORGET, (_NAMESPACE, forgotten)),
-        Statement(_REMEMBER, (_NAMESPACE, datetime.fromtimestamp(expires, UTC), ticket)),
-    )
+    _, first = await database.write(_NAMESPACE, forget(now), remember(ticket, expires))
     return bool(first)
+
+
+def forget(now: float) -> Statement:
+    """Forget tickets that expired so long before *now* that no replica takes them."""
+    return Statement(_FORGET, (_NAMESPACE, datetime.fromtimestamp(now - _SKEW_SECONDS, UTC)))
+
+
+def remember(ticket: str, expires: float) -> Statement:
+    """Remember *ticket*; a row if it was not known."""
+    return Statement(_REMEMBER, (_NAMESPACE, datetime.fromtimestamp(expires, UTC), ticket))

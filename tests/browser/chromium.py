@@ -46,11 +46,13 @@ class Tab:
         self._session: str | None = None
         self._loaded = asyncio.Event()
 
-    async def open(self, url: str) -> None:
-        """Load *url* in a new tab."""
+    async def open(self, url: str, *, bypass_csp: bool = False) -> None:
+        """Load *url* in a new tab; *bypass_csp*: scripts may do there what the page's own policy forbids."""
+        self._session = None
         target = (await self._command("Target.createTarget", url="about:blank"))["targetId"]
         self._session = (await self._command("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         await self._command("Page.enable")
+        await self._command("Page.setBypassCSP", enabled=bypass_csp)
         self._loaded.clear()
         await self._command("Page.navigate", url=url)
         while not self._loaded.is_set():

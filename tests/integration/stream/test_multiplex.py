@@ -264,7 +264,7 @@ def short_lives(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("short_lives")
 async def test_watches_end_with_their_token_and_then_the_connection(stream: StreamService) -> None:
-    async with connect(stream, "grpc", access_token(lifetime=2)) as client:
+    async with connect(stream, "grpc", access_token(lifetime=3)) as client:
         reader = await client.open("w", now=True)
         assert (await reader.end()).reason == End.TOKEN_EXPIRED
         assert await client.failure() == "TOKEN_INVALID"
@@ -272,8 +272,8 @@ async def test_watches_end_with_their_token_and_then_the_connection(stream: Stre
 
 @pytest.mark.usefixtures("short_lives")
 async def test_a_refreshed_connection_outlives_its_first_token(owner: Owner, stream: StreamService) -> None:
-    first = access_token(lifetime=3)
-    expires = time.time() + 3
+    first = access_token(lifetime=5)
+    expires = time.time() + 5
     async with connect(stream, "websocket", first) as client:
         reader = await client.open("w", now=True)
         await client.send(refresh={"access_token": access_token()})

@@ -13,12 +13,15 @@ from typing import Any
 
 import aiohttp
 import grpc
+import psycopg
 import pytest
 from strandline.stream.v1 import ticket_service_pb2 as pb
 from strandline.stream.v1 import ticket_service_pb2_grpc
 
+from services.runtime.database import INDEX_WALKS_ONLY
 from services.stream import passes
 from services.stream.passes import Passes
+from services.stream.ticket_store import forget
 
 from .conftest import TIDES, MakeStream, found
 from .owner import SYSTEM, Owner
@@ -187,6 +190,28 @@ async def test_redeemed_tickets_are_forgotten_when_they_have_long_expired(
         assert await cursor.fetchone() == (1,)
 
 
+FILL = """
+    INSERT INTO redeemed_tickets SELECT 'system', now() + i * '1s'::interval, gen_random_uuid()
+        FROM generate_series(1, 20000) i;
+    ANALYZE
+"""
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["an empty table", "a full table"])
+async def test_tickets_to_forget_are_one_range_whatever_the_planner_knows(own_url: str, filled: bool) -> None:
+    if filled:
+        superuser = psycopg.conninfo.make_conninfo(own_url, user="postgres")
+        async with await psycopg.AsyncConnection.connect(superuser) as connection:
+            await connection.execute(FILL)
+    async with await psycopg.AsyncConnection.connect(own_url, options=INDEX_WALKS_ONLY) as connection:
+        await connection.execute("SELECT set_config('app.namespace', 'system', true)")
+        statement = forget(time.time())
+        cursor = await connection.execute(b"EXPLAIN " + statement.sql.encode(), statement.params, prepare=True)
+        plan = "\n".join(str(line) for (line,) in await cursor.fetchall())
+    assert "redeemed_tickets_pkey" in plan
+    assert any("Index Cond" in line and "expire_time <" in line for line in plan.splitlines()), plan
+
+
 async def test_what_is_no_ticket_opens_nothing(browser: Browser) -> None:
     ticket = await browser.issue()
     cookie = (await browser.redeem(ticket)).partition(";")[0].partition("=")[2]
@@ -269,7 +294,7 @@ async def test_a_cookie_expires_and_its_feeds_end(
     owner: Owner, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.stream.permit.LEEWAY", 0)
-    monkeypatch.setattr(passes, "COOKIE_SECONDS", 3)
+    monkeypatch.setattr(passes, "COOKIE_SECONDS", 4)
     headers = EVENTS | {"cookie": await browser.cookie()}
     async with browser.get(WATCH, headers) as response:
         async for _, message in events(response):
