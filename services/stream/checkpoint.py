@@ -14,7 +14,7 @@ Moments are microseconds since the epoch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -158,18 +158,18 @@ class Group:
             if item.in_flight and item.due <= now:
                 self._fail(item, item.due + policy.backoff(item.attempts), policy)
 
+    def ready(self, now: int) -> int:
+        """How many changes could be handed out, but for what may be in flight."""
+        return sum(not item.in_flight and item.due <= now for item in self._first_of_each_key())
+
     def hand_out(self, now: int, limit: int, policy: Policy) -> list[Outstanding]:
         """At most *limit* changes, in order, that are now in flight until ``due``."""
         self.expire(now, policy)
         limit = min(limit, policy.max_in_flight - self.in_flight)
-        keys: set[str] = set()
         handed: list[Outstanding] = []
-        for item in self.outstanding.values():
+        for item in self._first_of_each_key():
             if len(handed) >= limit:
                 break
-            if item.key in keys:
-                continue
-            keys.add(item.key)
             if item.in_flight or item.due > now:
                 continue
             item.in_flight = True
@@ -179,6 +179,13 @@ class Group:
             self.next_delivery += 1
             handed.append(item)
         return handed
+
+    def _first_of_each_key(self) -> Iterator[Outstanding]:
+        keys: set[str] = set()
+        for item in self.outstanding.values():
+            if item.key not in keys:
+                keys.add(item.key)
+                yield item
 
     def take_back(self, ack_id: AckId) -> None:
         """Undo a hand-out that never reached a worker."""

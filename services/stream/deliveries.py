@@ -40,7 +40,7 @@ from services.runtime.database import Database
 from services.runtime.errors import Error, NotFound, OutOfRange, Unavailable, invalid_field
 from services.stream import subscription_store as store
 from services.stream.checkpoint import AckId, Outstanding, Position, Selected
-from services.stream.definitions import Compiled, compiled
+from services.stream.definitions import compiled
 from services.stream.hub import Hub
 from services.stream.hubs import Hubs
 from services.stream.selection import Selection
@@ -60,6 +60,11 @@ AGE = Histogram(
 MAX_ANSWER_BYTES: Final = 3 * 2**20
 # One call of `take` looks for so long through a log in which nothing is selected.
 LOOK_SECONDS: Final = 1.0
+# Read from the log at once: so much for each change that is asked for, and at most.
+BYTES_EACH: Final = 4096
+FULL_BYTES: Final = 2**20
+# Looked at in one go.
+MANY_UNITS: Final = 256
 # Redelivered changes lie scattered: two that are no further apart are read in one go.
 NEAR: Final = 50
 _ACK_ID: Final = re.compile(r"(\d{1,18})\.(\d{1,9})\.(\d{1,18})")
@@ -87,6 +92,24 @@ class _Shared:
         self.settlements += 1
         self.settled.set()
         self.settled.clear()
+
+
+class _Run:
+    """Units that follow a revision, each parsed when somebody looks at it."""
+
+    def __init__(self, after: int, bodies: Sequence[bytes]) -> None:
+        self._after = after
+        self._bodies = bodies
+        self._views: dict[int, UnitView] = {}
+
+    def has(self, revision: int) -> bool:
+        return self._after < revision <= self._after + len(self._bodies)
+
+    def view(self, revision: int) -> UnitView:
+        """The unit at *revision*, which it has."""
+        if (view := self._views.get(revision)) is None:
+            view = self._views[revision] = UnitView(self._bodies[revision - self._after - 1])
+        return view
 
 
 class Deliveries:
@@ -184,15 +207,17 @@ class Worker:
     async def take(self, limit: int) -> list[subscription_pb2.Delivery]:
         """At most *limit* changes, in order, 3 MiB of them. Empty: there is nothing right now."""
         self._seen = self._news()
+        self._is_behind = False
         async with self._shared.turn:
             deadline = time.monotonic() + LOOK_SECONDS
             while True:
-                units = await self._read()
-                items, moved, compiled_ = await self._hand_out(limit, units)
-                self._is_behind = moved and (self._shared.cursor or 0) < self.hub.head
+                # What is asked for, and more once that was not enough: a filter may leave out nearly everything.
+                units = await self._read(FULL_BYTES if self._is_behind else limit * BYTES_EACH)
+                items, moved = await self._hand_out(limit, units)
+                self._is_behind = (moved or bool(items)) and (self._shared.cursor or 0) < self.hub.head
                 if items or not self._is_behind or time.monotonic() > deadline:
                     break
-        return await self._deliveries(items, units, compiled_) if items else []
+        return await self._deliveries(items, units) if items else []
 
     async def wait(self, seconds: float) -> None:
         """Return when there may be something to take, at the latest after so many *seconds*."""
@@ -208,23 +233,23 @@ class Worker:
     def _news(self) -> tuple[int, int]:
         return self.hub.head, self._shared.settlements
 
-    async def _read(self) -> list[UnitView]:
+    async def _read(self, max_bytes: int) -> _Run:
         """Units after where the group was last seen; only a guess, for another worker may have moved it since."""
         cursor = self._shared.cursor
         if cursor is None or cursor >= self.hub.head:
-            return []
+            return _Run(0, [])
         if cursor >= self.hub.floor and (batch := self.hub.batch(cursor)) is not None:
-            return list(batch.views)
+            return _Run(cursor, [unit.body for unit in batch.units])
         try:
-            head, bodies = await self._logs.units(self._namespace.id, cursor)
+            head, bodies = await self._logs.units(self._namespace.id, cursor, max_bytes=min(max_bytes, FULL_BYTES))
         except OutOfRange:
             await self._lose_place(cursor)
             self._shared.cursor = None
-            return []
+            return _Run(0, [])
         self._check_life(head)
-        return [UnitView(body) for body in bodies]
+        return _Run(cursor, bodies)
 
-    async def _hand_out(self, limit: int, units: Sequence[UnitView]) -> tuple[list[Outstanding], bool, Compiled]:
+    async def _hand_out(self, limit: int, units: _Run) -> tuple[list[Outstanding], bool]:
         """What this worker is given, and whether the group has read on."""
         async with store.locked(self._database, self._namespace.id, self._id) as found:
             held = of_this_life(found, self._namespace)
@@ -232,37 +257,45 @@ class Worker:
             group = held.progress.group
             definition = compiled(held.definition.definition)
             before = self._shared.cursor
-            await self._admit(held, definition.selection, units)
             if self._share:
                 self._mine = group.in_flight_of(self._mine)
                 limit = min(limit, self._share - len(self._mine))
+            group.expire(held.now, definition.policy)
+            limit = min(limit, definition.policy.max_in_flight - group.in_flight)
+            await self._admit(held, definition.selection, units, limit)
             items = group.hand_out(held.now, limit, definition.policy)
             PARKED.inc(len(group.newly_parked))
         self._mine.update(item.ack_id for item in items)
         self._shared.cursor = group.cursor
-        return items, group.cursor != before, definition
+        return items, group.cursor != before
 
-    async def _admit(self, held: Locked, selection: Selection, units: Sequence[UnitView]) -> None:
+    async def _admit(self, held: Locked, selection: Selection, units: _Run, limit: int) -> None:
+        """Let the group read on until it has *limit* changes to hand out, and no further: its state stays small."""
         group = held.progress.group
-        following = [
-            (unit.unit.revision, _selected(selection, unit)) for unit in units if unit.unit.revision > group.cursor
-        ]
-        parked: set[str] = set()
-        if group.parked and (keys := {change.key for _, selected in following for change in selected}):
-            rows = await held.query(store.parked_among(self._namespace.id, self._id, keys))
-            parked = {key for (key,) in rows}
-        for revision, selected in following:
-            # Another worker may have moved the cursor beyond, or a seek before, what was read.
-            if revision != group.cursor + 1 or not group.fits(selected, parked):
-                break
-            group.admit(revision, selected, parked)
+        ready = group.ready(held.now)
+        keys = {item.key for item in group.outstanding.values()}
+        # Another worker may have moved the cursor beyond, or a seek before, what was read.
+        while ready < limit and units.has(group.cursor + 1):
+            following = _following(selection, units, group.cursor, limit)
+            parked = await self._parked_among(held, {change.key for _, selected in following for change in selected})
+            for revision, selected in following:
+                if not group.fits(selected, parked):
+                    return
+                group.admit(revision, selected, parked)
+                new = {change.key for change in selected} - parked - keys
+                ready += len(new)
+                keys |= new
 
-    async def _deliveries(
-        self, items: Sequence[Outstanding], units: Sequence[UnitView], definition: Compiled
-    ) -> list[subscription_pb2.Delivery]:
-        contents = {unit.unit.revision: unit for unit in units}
+    async def _parked_among(self, held: Locked, keys: set[str]) -> set[str]:
+        if not keys or not held.progress.group.parked:
+            return set()
+        return {key for (key,) in await held.query(store.parked_among(self._namespace.id, self._id, keys))}
+
+    async def _deliveries(self, items: Sequence[Outstanding], units: _Run) -> list[subscription_pb2.Delivery]:
+        revisions = {item.position.revision for item in items}
+        contents = {revision: units.view(revision) for revision in revisions if units.has(revision)}
         try:
-            await self._fetch({item.position.revision for item in items} - contents.keys(), contents)
+            await self._fetch(revisions - contents.keys(), contents)
         except BaseException as failure:
             if isinstance(failure, OutOfRange):
                 # The next look says so.
@@ -344,6 +377,18 @@ def check_place(state: int) -> None:
     """Raises ``OutOfRange`` (COMPACTED) for a subscription that has lost its place in the log."""
     if state == store.COMPACTED:
         raise OutOfRange("COMPACTED", "a change that is to be delivered was cut from the log; seek a position to go on")
+
+
+def _following(selection: Selection, units: _Run, cursor: int, enough: int) -> list[tuple[int, Sequence[Selected]]]:
+    """Units after *cursor* with what is selected of each: about *enough* changes."""
+    following: list[tuple[int, Sequence[Selected]]] = []
+    found = 0
+    while found < enough and len(following) < MANY_UNITS and units.has(cursor + 1):
+        cursor += 1
+        selected = _selected(selection, units.view(cursor))
+        following.append((cursor, selected))
+        found += len(selected)
+    return following
 
 
 def _selected(selection: Selection, unit: UnitView) -> list[Selected]:
