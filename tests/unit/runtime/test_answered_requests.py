@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.runtime.changelog import (
@@ -14,6 +14,7 @@ from services.runtime.changelog import (
     ranges_of,
 )
 
+slow_machines = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 names = st.sampled_from(["one", "two", "two0", "a_long-one"])
 shares = st.builds(Share, names, st.integers(0, 3 * MAX_SPAN) | st.integers(0, 20))
 
@@ -38,6 +39,7 @@ def answers(draw: st.DrawFn) -> list[AnsweredRequest]:
     ]
 
 
+@slow_machines
 @given(answers())
 def test_what_is_kept_together_is_told_one_by_one(given_answers: list[AnsweredRequest]) -> None:
     rows = [tuple(row)[:6] for row in kept_together(given_answers)]
@@ -45,6 +47,7 @@ def test_what_is_kept_together_is_told_one_by_one(given_answers: list[AnsweredRe
     assert len({row[:3] for row in rows}) == len(rows), "each row has an id of its own"
 
 
+@slow_machines
 @given(answers(), st.lists(shares, min_size=1, max_size=5))
 def test_rows_with_any_of_the_wanted_numbers_lie_in_the_ranges_that_are_read(
     given_answers: list[AnsweredRequest], wanted: list[Share]
