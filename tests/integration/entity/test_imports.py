@@ -18,12 +18,14 @@ from strandline.rpc.v1 import access_pb2
 from services.entity import import_finish, import_store, imports, limits, upkeep
 from services.entity.import_store import Counts, ImportKey, Rejection, TakenChunk
 from services.entity.model import EntityKey
+from services.entity.writes import Draft, Writer
 from services.runtime.errors import Unavailable
 from tests.integration.entity.conftest import Shore, error_info, info_in, pointers, reason, refusal
 
 INSERT, UPSERT, REPLACE_SET = pb.Import.INSERT, pb.Import.UPSERT, pb.Import.REPLACE_SET
 CREATED, UPDATED = entity_pb2.Mutation.CREATED, entity_pb2.Mutation.UPDATED
-SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}, "name": {"type": "string"}}}
+PROPERTIES = {"n": {"type": "integer"}, "name": {"type": "string"}}
+SCHEMA = {"type": "object", "properties": PROPERTIES}
 UNIQUE_NAME = [{"fields": ["data.name"], "unique": True}]
 
 
@@ -184,6 +186,37 @@ async def test_chunks_that_overtake_each_other_apply_in_the_order_of_their_lines
     assert (await contents(shore))["b1"] == {"n": 7}
     assert {answer.progress.next_offset for answer in answers} == set(range(2, 17, 2))
     assert counts((await look(shore)).account) == (9, 7, 0, 0)
+
+
+async def test_a_chunk_that_waited_is_decided_on_what_there_is_when_its_turn_comes(
+    shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shore.declare(schema=SCHEMA, indexes=UNIQUE_NAME)
+    await send(shore, [row("b1", {"name": "tern"})])
+    # It takes a name that the chunk before frees, changes what that one makes, and fits what the type becomes.
+    drafted = asyncio.Event()
+    draft = Writer.draft
+
+    async def seen(self: Writer, *arguments: Any) -> Draft:
+        made = await draft(self, *arguments)
+        drafted.set()
+        return made
+
+    monkeypatch.setattr(Writer, "draft", seen)
+    monkeypatch.setattr(imports, "WAIT_SECONDS", 60.0)
+    # The call is on its way from here on.
+    later = send(shore, [row("b2", {"name": "tern"}), row("b3", {"n": 2}), row("b4", {"mass": 1})], offset=3)
+    await asyncio.wait_for(drafted.wait(), 30)
+    await shore.change_type(schema={"type": "object", "properties": {**PROPERTIES, "mass": {"type": "integer"}}})
+    await send(shore, [row("b1", {"name": "gull"}), row("b3", {"n": 1})], offset=1)
+    answer = await later
+    assert counts(answer.chunk) == (2, 1, 0, 0)
+    assert await contents(shore) == {
+        "b1": {"name": "gull"},
+        "b2": {"name": "tern"},
+        "b3": {"n": 2.0},
+        "b4": {"mass": 1.0},
+    }
 
 
 async def test_a_gap_is_refused_with_the_place_where_to_go_on(shore: Shore, monkeypatch: Any) -> None:
