@@ -221,7 +221,7 @@ class Worker:
 
     async def wait(self, seconds: float) -> None:
         """Return when there may be something to take, at the latest after so many *seconds*."""
-        if self._is_behind or self._seen != self._news():
+        if self.has_news:
             return
         waiting = {asyncio.ensure_future(self.hub.changed()), asyncio.ensure_future(self._shared.settled.wait())}
         try:
@@ -229,6 +229,11 @@ class Worker:
         finally:
             for task in waiting:
                 task.cancel()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there may be something to take that was not there when this worker last looked."""
+        return self._is_behind or self._seen != self._news()
 
     def _news(self) -> tuple[int, int]:
         return self.hub.head, self._shared.settlements

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -16,6 +17,8 @@ from services.runtime.page_tokens import binding_of, open_token, page_size, seal
 from services.stream import webhook_store as store
 from services.stream.webhook_messages import trial_message
 from services.stream.webhooks import Webhooks, describe, no_such_webhook
+
+logger = logging.getLogger(__name__)
 
 SERVICE: Final = "strandline.stream.v1.WebhookService"
 OVERLAP: Final = timedelta(hours=24)
@@ -36,6 +39,7 @@ class WebhookHandlers:
         namespace, subscription = _named(request.name, call)
         overlap = request.overlap.ToTimedelta() if request.HasField("overlap") else OVERLAP
         secret, expiry = await self._webhooks.rotate(namespace, subscription, overlap)
+        _note(call, "rotated the secret of", request.name)
         answer = pb.RotateWebhookSecretResponse(secret=secret)
         if expiry is not None:
             answer.previous_secret_expire_time.FromDatetime(expiry)
@@ -47,12 +51,14 @@ class WebhookHandlers:
         if target is None or target.namespace.epoch != namespace.epoch:
             raise no_such_webhook()
         sent = await self._webhooks.send(target, trial_message(target.name, uuid7(), datetime.now(UTC)))
+        _note(call, "tested", request.name)
         _, (delivery,) = await self._webhooks.record(target, [(sent, 1)])
         return pb.TestWebhookResponse(delivery=_rendered(delivery))
 
     async def enable_webhook(self, request: pb.EnableWebhookRequest, call: Call) -> pb.EnableWebhookResponse:
         namespace, subscription = _named(request.name, call)
         found = await self._webhooks.enable(namespace, subscription)
+        _note(call, "enabled", request.name)
         push = subscription_pb2.Subscription.FromString(found.definition).push
         describe(push, found.webhook)
         return pb.EnableWebhookResponse(push=push)
@@ -69,6 +75,11 @@ class WebhookHandlers:
         if len(found) > size:
             answer.next_page_token = seal(self._token_key, binding, str(found[size - 1].number).encode())
         return answer
+
+
+def _note(call: Call, done: str, name: str) -> None:
+    """Leave a trace of who looked after what."""
+    logger.info("%s %s %s", call.actor, done, name)
 
 
 def _named(name: str, call: Call, field: str = "name") -> tuple[Namespace, str]:

@@ -1,8 +1,8 @@
 """Takes what push subscriptions have to deliver, and sends it. Any replica may: ``deliveries`` keeps the order.
 
 One pusher serves one webhook that is enabled, a worker like any other. It asks for more whenever it has room, so that a
-receiver that is slow with one entity holds up no other; and looks at the webhook each time before it does, so that a
-new endpoint or secret counts from then on.
+receiver that is slow with one entity holds up no other; and looks at the webhook each time, so that a new endpoint or
+secret counts for everything that is committed after it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -39,10 +40,10 @@ MANY_FAILURES: Final = 5
 """After so many in a row a receiver is asked by one request at a time, until one is answered well."""
 LOOK_SECONDS: Final = 1.0
 """How often to look for webhooks that nobody here serves yet."""
-IDLE_SECONDS: Final = 10.0
-"""How long to wait for news; those of the namespace come at once."""
-FAILING_SECONDS: Final = 0.5
-"""The same while something may wait to be tried again."""
+IDLE_SECONDS: Final = 5.0
+"""How long to wait for something to send before the database is asked again; what is committed is heard of at once."""
+SOON_SECONDS: Final = 0.1
+"""At least so long. After a failure it is the pause before the next attempt, and then doubles up to the other."""
 REST_SECONDS: Final = 5.0
 """After something went wrong on our side."""
 GRACE_SECONDS: Final = 1.0
@@ -91,7 +92,8 @@ class Pushers:
             async with self._deliveries.worker(target.namespace, subscription, share=MAX_REQUESTS) as worker:
                 await _Pusher(self._webhooks, self._deliveries, self._room, worker, target).run()
         except NotFound:
-            logger.info("webhook %s in %s is gone", subscription, namespace_id)
+            # The namespace was deleted: what is left of the subscription will be, too.
+            await asyncio.sleep(REST_SECONDS)
         except (Error, SealError, psycopg.Error) as failure:
             # No attempt is counted: the receiver has nothing to do with it.
             logger.warning("webhook %s in %s rests: %s", subscription, namespace_id, failure)
@@ -128,6 +130,7 @@ class _Pusher:
         self._worker = worker
         self._target = target
         self._serving = True
+        self._pause = IDLE_SECONDS
         self._sending: set[asyncio.Task[_Result]] = set()
 
     async def run(self) -> None:
@@ -153,20 +156,35 @@ class _Pusher:
         return MAX_REQUESTS if self._target.health.failures < MANY_FAILURES else 1
 
     async def _look(self) -> list[subscription_pb2.Delivery]:
-        """What there is to send; nothing: only after waiting for a while. The webhook is looked at first."""
-        namespace, subscription = self._target.namespace, self._target.subscription
-        target = await self._webhooks.target(namespace.id, subscription)
-        if target is None or target.uid != self._target.uid or target.health.is_disabled:
-            self._serving = False
-            return []
-        self._target = target
+        """What there is to send; nothing: only after waiting for a while."""
         room = min(self._limit - len(self._sending), self._room.free)
         found = await self._worker.take(room) if room > 0 else []
+        # Afterwards: what was changed about the webhook before something was committed counts for that.
+        namespace, subscription = self._target.namespace, self._target.subscription
+        target = await self._webhooks.target(namespace.id, subscription)
+        if target is None or target.uid != self._target.uid or target.health.is_disabled or self._worker.hub.ended:
+            self._serving = False
+            await self._give_back(found)
+            return []
+        self._target = target
         if not found and room > 0:
-            await self._worker.wait(FAILING_SECONDS if target.health.failures else IDLE_SECONDS)
+            await self._wait()
         elif not found:
-            await asyncio.sleep(FAILING_SECONDS)
+            await asyncio.sleep(SOON_SECONDS)
         return found
+
+    async def _give_back(self, found: Sequence[subscription_pb2.Delivery]) -> None:
+        if found:
+            ack_ids = [delivery.ack_id for delivery in found]
+            await self._deliveries.retry(self._target.namespace, self._target.subscription, ack_ids, timedelta())
+
+    async def _wait(self) -> None:
+        """Until there may be something to send."""
+        deadline = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, IDLE_SECONDS)
+        # Workers are woken once a second, whether there are news or not.
+        while not (self._worker.has_news or self._worker.hub.ended) and (left := deadline - time.monotonic()) > 0:
+            await self._worker.wait(left)
 
     def _begin(self, found: Sequence[subscription_pb2.Delivery]) -> None:
         for delivery in found:
@@ -223,6 +241,7 @@ class _Pusher:
             random.random(),
         )
         await self._deliveries.retry(namespace, subscription, [delivery.ack_id], pause)
+        self._pause = min(self._pause, max(pause.total_seconds(), SOON_SECONDS))
 
     async def _end(self) -> None:
         """Give requests that are under way a moment: what they achieve shall count."""
