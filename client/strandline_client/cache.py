@@ -84,7 +84,7 @@ class Cache(Mapping[str, entity_pb2.Entity]):
     async def at_least(self, revision: int, epoch: str = "") -> Self:
         """Wait until everything up to *revision* was applied, for example of a write's answer.
 
-        With a selection, revisions that do not concern it are known with the next Progress, a few seconds later.
+        With a selection, revisions that do not concern it are known with the next Progress, within two seconds.
 
         Raises:
             FeedEnded: EPOCH_CHANGED, *epoch* is a life of the namespace that is over; or what ended the feed for good.

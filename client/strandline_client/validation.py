@@ -15,7 +15,8 @@ The promises, by the name of their check:
 - ``snapshot``: all matching entities as they were at its revision, each once, and the sum is right.
 - ``durable``: every acknowledged write is in the log, at the revision that its writer was told.
 
-The first seven are also checked on live traffic, as far as the stream alone tells; see ``verify``.
+Those that the stream alone can tell (all but ``reliable``, ``filter``, ``enter_leave``, ``previous_value`` and
+``durable``) are checked on live traffic, too; see ``verify``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ To whoever delivers (the API's pulls, webhooks)::
             ...
         await worker.wait(5)                        # until there may be more
 
-    await deliveries.ack(namespace, "orders", ack_ids)            # and retry, park, skip, extend
+    await deliveries.ack(namespace, "orders", ack_ids)            # and retry, park, extend
 
 Each of the latter returns the ack ids that came too late. All raise ``NotFound`` when there is no such subscription in
 this life of the namespace, ``Unavailable`` when the database or the log does not answer; taking and waiting also

@@ -1,4 +1,4 @@
-"""Feeds over HTTP/1.1: one URL for a feed, in three transports, and one for many; the same JSON in all of them.
+"""Feeds over HTTP/1.1: a namespace's and its members' in three transports, many in one, and pages of changes.
 
 ``Upgrade: websocket`` is a WebSocket, ``Accept: text/event-stream`` is SSE, anything else NDJSON. Every write waits
 until the socket takes more, so a slow reader holds back its own feed and nothing else.
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
-# Nothing that a WebSocket client says is of use; more than this at once is no client of ours.
+# Nothing that the WebSocket client of one feed says is of use; more than this at once is no client of ours.
 MAX_CLIENT_MESSAGE = 4096
 _STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no", "x-content-type-options": "nosniff"}
 # To be kept by the reader alone, and asked about before each use.

@@ -48,7 +48,7 @@ REST_SECONDS: Final = 5.0
 """After something went wrong on our side."""
 GRACE_SECONDS: Final = 1.0
 """For requests that are under way when the process stops. The others are repeated."""
-_PUSHERS: Final = Gauge("strandline_webhook_pushers", "Webhooks that this process serves.")
+_PUSHERS: Final = Gauge("strandline_stream_webhook_pushers", "Webhooks that this process serves.")
 
 
 class Pushers:

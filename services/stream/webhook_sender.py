@@ -16,8 +16,8 @@ from services.stream.webhook_messages import WebhookMessage
 from services.stream.webhook_policy import Attempt, Outcome, attempt_of
 from services.stream.webhook_store import Webhook
 
-_ATTEMPTS: Final = Counter("strandline_webhook_attempts", "Attempts to deliver to webhooks.", ["outcome"])
-_SECONDS: Final = Histogram("strandline_webhook_seconds", "Duration of attempts to deliver to webhooks.")
+_ATTEMPTS: Final = Counter("strandline_stream_webhook_attempts", "Attempts to deliver to webhooks.", ["outcome"])
+_SECONDS: Final = Histogram("strandline_stream_webhook_attempt_seconds", "Duration of attempts to deliver to webhooks.")
 _HEADERS: Final = {"content-type": "application/json", "user-agent": "Strandline-Webhooks/1"}
 
 

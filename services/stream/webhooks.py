@@ -22,7 +22,7 @@ from services.stream.webhook_sender import Sent, WebhookSender
 
 logger = logging.getLogger(__name__)
 
-_DISABLED: Final = Counter("strandline_webhook_disabled", "Webhooks that were disabled.", ["reason"])
+_DISABLED: Final = Counter("strandline_stream_webhook_disabled", "Webhooks that were disabled.", ["reason"])
 
 
 @dataclass(frozen=True, slots=True)

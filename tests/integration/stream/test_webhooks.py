@@ -286,13 +286,13 @@ async def test_a_receiver_that_asks_for_a_pause_is_left_alone_for_so_long(
 async def test_a_receiver_that_is_gone_disables_its_webhook_which_goes_on_when_it_is_enabled(
     owner: Owner, receiver: HookReceiver, editor: Editor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = REGISTRY.get_sample_value("strandline_webhook_disabled_total", {"reason": "GONE"}) or 0
+    before = REGISTRY.get_sample_value("strandline_stream_webhook_disabled_total", {"reason": "GONE"}) or 0
     receiver.behaviour = status(410)
     await editor.create(receiver.url(), retry_policy=AT_ONCE)
     first = await owner.put(TIDES, "b1", depth=1)
     disabled = await editor.get_until(lambda found: found.push.state == webhook_pb2.PushConfig.DISABLED)
     assert (disabled.push.disable_reason, disabled.push.HasField("disable_time")) == ("GONE", True)
-    assert REGISTRY.get_sample_value("strandline_webhook_disabled_total", {"reason": "GONE"}) == before + 1
+    assert REGISTRY.get_sample_value("strandline_stream_webhook_disabled_total", {"reason": "GONE"}) == before + 1
     assert f"{NAME} is disabled: GONE" in caplog.text
     receiver.behaviour = status(204)
     later = await owner.put(TIDES, "b1", depth=2)
