@@ -292,9 +292,12 @@ class Worker:
                 keys |= new
 
     async def _parked_among(self, held: Locked, keys: set[str]) -> set[str]:
-        if not keys or not held.progress.group.parked:
+        group = held.progress.group
+        if not keys or not group.parked:
             return set()
-        return {key for (key,) in await held.query(store.parked_among(self._namespace.id, self._id, keys))}
+        # What was parked in this transaction is not in the table yet.
+        new = {change.key for change in group.newly_parked} & keys
+        return new | {key for (key,) in await held.query(store.parked_among(self._namespace.id, self._id, keys))}
 
     async def _deliveries(self, items: Sequence[Outstanding], units: _Run) -> list[subscription_pb2.Delivery]:
         revisions = {item.position.revision for item in items}

@@ -7,6 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -325,6 +326,29 @@ async def test_a_parked_entity_takes_its_later_changes_with_it_and_holds_up_no_o
     assert await client.pull() == []
     assert await client.parked(size=1) == [("a", 1, "NACK"), ("a", 3, "BEHIND"), ("a", 5, "BEHIND")]
     assert (await client.get()).checkpoint_revision == 5
+
+
+async def test_a_change_that_is_read_while_an_earlier_one_of_its_entity_is_parked_joins_it(
+    owner: Owner, make_replica: MakeReplica
+) -> None:
+    replica = await make_replica()
+    async with client_of(replica) as client, replica.deliveries.worker(TIDES, "orders") as worker:
+        await client.create(retry_policy=subscription_pb2.RetryPolicy(max_attempts=1))
+        await owner.put(TIDES, "a", n=1)
+        deliveries: list[Delivery] = []
+        async with asyncio.timeout(30):
+            while not deliveries:
+                await worker.wait(1)
+                deliveries = await worker.take(1)
+        await replica.deliveries.extend(TIDES, "orders", [deliveries[0].ack_id], timedelta(0))
+        await owner.put(TIDES, "a", n=2)
+        await owner.put(TIDES, "b")
+        async with asyncio.timeout(30):
+            while worker.hub.position < 3:
+                await worker.hub.changed()
+        # One look gives up the first change, whose time is over, and reads the second.
+        assert ids(await worker.take(10)) == [("b", 3)]
+        assert await client.parked() == [("a", 1, "ATTEMPTS"), ("a", 2, "BEHIND")]
 
 
 async def test_what_is_parked_is_replayed_in_order_entity_by_entity(owner: Owner, client: Client) -> None:
