@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 MAX_REQUESTS: Final = 16
 """To one webhook at the same time."""
 MAX_REQUESTS_OF_ALL: Final = 256
+MAX_REQUESTS_OF_ONE: Final = 64
+"""To the webhooks of one namespace: however slow its receivers are, there is room for others."""
 MANY_FAILURES: Final = 5
 """After so many in a row a receiver is asked by one request at a time, until one is answered well."""
 LOOK_SECONDS: Final = 1.0
@@ -58,7 +61,7 @@ class Pushers:
         self._database = database
         self._deliveries = deliveries
         self._webhooks = webhooks
-        self._room = _Room(MAX_REQUESTS_OF_ALL)
+        self._room = Room(MAX_REQUESTS_OF_ALL, MAX_REQUESTS_OF_ONE)
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -105,11 +108,29 @@ class Pushers:
             _PUSHERS.dec()
 
 
-@dataclass(slots=True)
-class _Room:
-    """For requests, over all webhooks."""
+class Room:
+    """For requests: so many of all webhooks, and of those of one namespace."""
 
-    free: int
+    def __init__(self, most: int, most_of_one: int) -> None:
+        self._free = most
+        self._most_of_one = most_of_one
+        self._reserved: Counter[str] = Counter()
+
+    def reserve(self, namespace: str, wanted: int) -> int:
+        """Keep room for requests of *namespace*: as many of those *wanted* as there is room for."""
+        room = max(0, min(wanted, self._free, self._most_of_one - self._reserved[namespace]))
+        self._change(namespace, room)
+        return room
+
+    def release(self, namespace: str, count: int) -> None:
+        """They ended, or were not begun."""
+        self._change(namespace, -count)
+
+    def _change(self, namespace: str, count: int) -> None:
+        self._free -= count
+        self._reserved[namespace] += count
+        if not self._reserved[namespace]:
+            del self._reserved[namespace]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +144,7 @@ class _Result:
 class _Pusher:
     """Serves one webhook. ``target`` is as it was last looked at; ``serving`` ends when it is disabled or gone."""
 
-    def __init__(self, webhooks: Webhooks, deliveries: Deliveries, room: _Room, worker: Worker, target: Target) -> None:
+    def __init__(self, webhooks: Webhooks, deliveries: Deliveries, room: Room, worker: Worker, target: Target) -> None:
         self._webhooks = webhooks
         self._deliveries = deliveries
         self._room = room
@@ -148,26 +169,38 @@ class _Pusher:
                 await self._settle({task for task in self._sending if task.done()})
         finally:
             if looking is not None:
-                looking.cancel()
+                await self._leave(looking)
             await self._end()
+
+    async def _leave(self, looking: asyncio.Task[list[subscription_pb2.Delivery]]) -> None:
+        """Stop looking; what was found is not sent any more."""
+        looking.cancel()
+        await asyncio.wait([looking])
+        if not looking.cancelled() and looking.exception() is None:
+            self._room.release(self._target.namespace.id, len(looking.result()))
 
     @property
     def _limit(self) -> int:
         return MAX_REQUESTS if self._target.health.failures < MANY_FAILURES else 1
 
     async def _look(self) -> list[subscription_pb2.Delivery]:
-        """What there is to send; nothing: only after waiting for a while."""
-        room = min(self._limit - len(self._sending), self._room.free)
-        found = await self._worker.take(room) if room > 0 else []
-        # Afterwards: what was changed about the webhook before something was committed counts for that.
-        namespace, subscription = self._target.namespace, self._target.subscription
-        target = await self._webhooks.target(namespace.id, subscription)
-        if target is None or target.uid != self._target.uid or target.health.is_disabled or self._worker.hub.ended:
-            self._serving = False
-            await self._give_back(found)
-            return []
-        self._target = target
-        if not found and room > 0:
+        """What there is to send, with room reserved for it; nothing: only after waiting for a while."""
+        namespace = self._target.namespace.id
+        room = self._room.reserve(namespace, self._limit - len(self._sending))
+        found: list[subscription_pb2.Delivery] = []
+        try:
+            taken = await self._worker.take(room) if room else []
+            # Afterwards: what was changed about the webhook before something was committed counts for that.
+            target = await self._webhooks.target(namespace, self._target.subscription)
+            if target is None or target.uid != self._target.uid or target.health.is_disabled or self._worker.hub.ended:
+                self._serving = False
+                await self._give_back(taken)
+                return []
+            self._target = target
+            found = taken
+        finally:
+            self._room.release(namespace, room - len(found))
+        if not found and room:
             await self._wait()
         elif not found:
             await asyncio.sleep(SOON_SECONDS)
@@ -190,11 +223,10 @@ class _Pusher:
         for delivery in found:
             task = asyncio.create_task(self._send(self._target, delivery))
             self._sending.add(task)
-            self._room.free -= 1
             task.add_done_callback(self._make_room)
 
     def _make_room(self, _: asyncio.Task[_Result]) -> None:
-        self._room.free += 1
+        self._room.release(self._target.namespace.id, 1)
 
     async def _send(self, target: Target, delivery: subscription_pb2.Delivery) -> _Result:
         unit = feed_pb2.Unit(

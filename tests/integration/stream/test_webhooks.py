@@ -524,6 +524,30 @@ async def test_a_receiver_that_fails_again_and_again_is_asked_by_one_request_at_
     await editor.get_until(is_idle)
 
 
+async def test_all_webhooks_together_send_no_more_requests_at_a_time_than_there_is_room_for(
+    owner: Owner, receiver: HookReceiver, make_hooks: MakeHooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.stream.webhook_pushers.MAX_REQUESTS_OF_ALL", 2)
+    open_now = most = 0
+
+    async def take_time(request: Request, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_now, most
+        open_now += 1
+        most = max(most, open_now)
+        await asyncio.sleep(0.01)
+        open_now -= 1
+        await status(204)(request, writer)
+
+    receiver.behaviour = take_time
+    service = await make_hooks()
+    await owner.write(TIDES, {("buoy", f"b{number}"): {"depth": number} for number in range(4)})
+    async with service.editor() as editor:
+        for number in range(4):
+            await editor.create(receiver.url(), id=f"hook{number}")
+        await receiver.wait_for(16)
+    assert 1 <= most <= 2
+
+
 async def test_a_webhook_goes_on_when_the_hub_that_it_listened_to_ends(
     owner: Owner, receiver: HookReceiver, make_hooks: MakeHooks
 ) -> None:
