@@ -67,7 +67,7 @@ FULL_BYTES: Final = 2**20
 MANY_UNITS: Final = 256
 # Redelivered changes lie scattered: two that are no further apart are read in one go.
 NEAR: Final = 50
-_ACK_ID: Final = re.compile(r"(\d{1,18})\.(\d{1,9})\.(\d{1,18})")
+_ACK_ID: Final = re.compile(r"([0-9]{1,18})\.([0-9]{1,9})\.([0-9]{1,18})")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Units: TypeAlias = dict[int, UnitView]

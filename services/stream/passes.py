@@ -1,4 +1,4 @@
-"""Tickets, and the cookies that they are exchanged for: sealed words of this service about who somebody is.
+"""Tickets, and the cookies that they are exchanged for: signed words of this service about who somebody is.
 
 Both say for whom, for which session and for which path they are. A ticket can be redeemed once, by whoever holds it; a
 cookie opens feeds until it expires. A revocation is remembered for longer than a cookie lives, so that the cookies of a
