@@ -154,7 +154,13 @@ class Client:
         recording: Recording | None = None,
         **selection: Unpack[Selection],
     ) -> AsyncGenerator[JsonMessage, None]:
-        """The same over HTTP. Messages are JSON objects as the contract describes them."""
+        """The same over HTTP. Messages are JSON objects as the contract describes them.
+
+        Raises:
+            ValueError: the client was made without ``rest``, or there is no such transport.
+        """
+        if not self._rest:
+            raise ValueError("feeds over HTTP need the address of the REST API: Client(address, token, rest=...)")
         url = f"{self._rest}/v1/namespaces/{namespace}:watch"
         wanted = [*parameters(selection), *([("once", "true")] if once else [])]
         events = http_watching.EventSource()
@@ -163,6 +169,8 @@ class Client:
             "sse": events.connect,
             "websocket": http_watching.connect_websocket,
         }
+        if transport not in connects:
+            raise ValueError(f"the transport must be one of {', '.join(connects)}")
 
         async def connect(at: Start) -> AsyncGenerator[JsonMessage, None]:
             # Server-sent events resume by the id of the last one, so their URL stays as it was.
