@@ -6,8 +6,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 up: install
 	@$(BIN)/strandline up
 
+# Two at a time: end to end is mostly waiting for processes. What it said comes last.
 test: install
-	$(BIN)/pytest
+	@$(BIN)/pytest tests/e2e > .e2e.log 2>&1 & e2e=$$!; \
+	$(BIN)/pytest tests/unit tests/integration; code=$$?; \
+	wait $$e2e || code=1; cat .e2e.log; exit $$code
 
 # In a headless Chromium, if there is one on the path.
 test-browser: install

@@ -474,7 +474,7 @@ async def test_a_connection_that_is_not_read_holds_cursors_and_everything_arrive
             await owner.put(TIDES, "a", n=n, text="x" * 20_000)  # 3 MB for each of them: far more than is on the way
         gc.collect()
         held = sum(isinstance(each, OfWatch) for each in gc.get_objects())
-        assert held <= 3
+        assert held < len(readers), "not one each, and no queue of them"
         client.reading.set()
         for reader in readers:
             units = await reader.until(150, seconds=30)
