@@ -225,7 +225,10 @@ class Worker:
             return
         waiting = {asyncio.ensure_future(self.hub.changed()), asyncio.ensure_future(self._shared.settled.wait())}
         try:
-            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            # They wait from their first step on: what was told before that, none of them hears.
+            await asyncio.sleep(0)
+            if not self.has_news:
+                await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in waiting:
                 task.cancel()
