@@ -22,7 +22,7 @@ from strandline.stream.v1 import feed_pb2
 from services.runtime.errors import Error, InvalidArgument, OutOfRange, invalid_field
 from services.runtime.page_tokens import binding_of, open_token, seal
 from services.stream.selection import Selection
-from services.stream.upstream import Lease, Logs, Page
+from services.stream.upstream import CALL_SECONDS, Lease, Logs, Page
 
 LIFETIME_SECONDS = 600
 # A lease is renewed with the first page after so long, and lives as much longer than a token.
@@ -87,7 +87,9 @@ class Walk:
         """
         self.lease = self.lease or f"snapshots/{secrets.token_hex(8)}"
         ttl = timedelta(seconds=LIFETIME_SECONDS + RENEW_SECONDS)
-        await logs.put_lease(Lease(self.namespace, self.epoch, self.lease, (), (), self.revision, ttl))
+        lease = Lease(self.namespace, self.epoch, self.lease, (), (), self.revision, ttl)
+        # The feed sends nothing meanwhile.
+        await logs.put_lease(lease, CALL_SECONDS)
         self.renewed = time.monotonic()
 
     async def release(self, logs: Logs) -> None:

@@ -21,6 +21,8 @@ from services.runtime.errors import Error, FailedPrecondition, NotFound, OutOfRa
 SYSTEM = "system"
 # A feed owes its reader a message every 5 s; see `feed.PROGRESS_SECONDS`.
 CALL_SECONDS = 1.5
+# To keep the log for a consumer, its owner writes, and may have to wait for others who do.
+LEASE_SECONDS = 5.0
 # Of a consumer's lease. The whole service may be away for so long without losing its place.
 LEASE_TTL = timedelta(days=7)
 # GetHeads takes no more.
@@ -143,8 +145,8 @@ class Logs:
         # Between two types the place is (next type, ""): only when both are empty does nothing follow.
         return Page(answer.entities, (answer.next_type, answer.next_id) if answer.next_type else None)
 
-    async def put_lease(self, lease: Lease) -> None:
-        """Keep the log from being cut after what the consumer has acknowledged."""
+    async def put_lease(self, lease: Lease, seconds: float = LEASE_SECONDS) -> None:
+        """Keep the log from being cut after what the consumer has acknowledged. The owner has *seconds* to answer."""
         request = pb.PutConsumerLeaseRequest(
             namespace_id=lease.namespace,
             epoch=lease.epoch,
@@ -154,7 +156,7 @@ class Logs:
             acknowledged_revision=lease.acknowledged,
         )
         request.ttl.FromTimedelta(lease.ttl)
-        await _call(self._owner(lease.namespace).PutConsumerLease(request, timeout=CALL_SECONDS))
+        await _call(self._owner(lease.namespace).PutConsumerLease(request, timeout=seconds))
 
     async def delete_lease(self, namespace: str, epoch: str, name: str) -> None:
         """Let it be cut; one that is not there is no error."""
