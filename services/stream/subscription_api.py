@@ -80,12 +80,10 @@ class SubscriptionHandlers:
         binding = binding_of("subscriptions", namespace.id, namespace.epoch)
         after = open_token(self._token_key, binding, request.page_token).decode() if request.page_token else ""
         size = min(page_size(request.page_size), MAX_SUBSCRIPTIONS)
-        statuses, more = await self._subscriptions.list(namespace, after, size)
+        statuses, end = await self._subscriptions.list(namespace, after, size)
         return pb.ListSubscriptionsResponse(
             subscriptions=[_rendered(namespace, status) for status in statuses],
-            next_page_token=seal(self._token_key, binding, statuses[-1].definition.id.encode())
-            if more and statuses
-            else "",
+            next_page_token=seal(self._token_key, binding, end.encode()) if end else "",
         )
 
     async def update_subscription(

@@ -105,13 +105,15 @@ class Subscriptions:
             raise no_such_subscription()
         return await self.status(namespace, *found)
 
-    async def list(self, namespace: Namespace, after: str, size: int) -> tuple[Sequence[Status], bool]:
-        """At most *size* of them, by id, that come after *after*; and whether more follow."""
+    async def list(self, namespace: Namespace, after: str, size: int) -> tuple[Sequence[Status], str]:
+        """At most *size* of them, by id, that come after *after*; and after which id more follow, empty: none do."""
         (rows,) = await self._database.read(namespace.id, store.select_page(namespace.id, after, size + 1))
         found = store.listed(rows)
         living = [one for one in found[:size] if one[0].epoch == namespace.epoch]
         head = await self._head(namespace)
-        return await asyncio.gather(*(self.status(namespace, *one, head) for one in living)), len(found) > size
+        statuses = await asyncio.gather(*(self.status(namespace, *one, head) for one in living))
+        # A page may be empty: of an earlier life, and not removed yet.
+        return statuses, found[size - 1][0].id if len(found) > size else ""
 
     async def update(
         self, namespace: Namespace, id: str, asked: pb.Subscription, fields: Collection[str], etag: str

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
+import psycopg
 import pytest
 from prometheus_client import REGISTRY
 from strandline.stream.v1 import subscription_pb2
 
-from services.runtime.call import Namespace
 from services.stream.subscription_upkeep import SubscriptionUpkeep
 
 from .conftest import TIDES, MakeStream
@@ -37,9 +37,9 @@ class Kept:
     upkeep: SubscriptionUpkeep
     lives: Lives
 
-    async def create(self, namespace: Namespace = TIDES) -> None:
+    async def create(self, id: str = "orders") -> None:
         asked = subscription_pb2.Subscription(start=subscription_pb2.Start(after_revision=0))
-        await self.service.subscriptions.create(namespace, "orders", asked)
+        await self.service.subscriptions.create(TIDES, id, asked)
 
     async def execute(self, sql: LiteralString) -> list[tuple[Any, ...]]:
         """Run *sql* on the rows of the namespace; its rows."""
@@ -150,6 +150,14 @@ async def test_the_lease_gives_way_when_only_what_is_parked_was_cut(kept: Kept, 
     await kept.step()
     assert (await kept.service.subscriptions.get(TIDES, "orders")).progress.state == 1
     assert await kept.acknowledged() == 1
+
+
+async def test_a_page_of_what_is_left_of_an_earlier_life_does_not_end_the_list(kept: Kept) -> None:
+    await kept.create(id="cargo")
+    await kept.execute("UPDATE subscriptions SET epoch = '0000beef' WHERE id = 'cargo'")
+    assert await kept.service.subscriptions.list(TIDES, "", 1) == ([], "cargo")
+    (left,), end = await kept.service.subscriptions.list(TIDES, "cargo", 1)
+    assert (left.definition.id, end) == ("orders", "")
 
 
 async def test_everything_goes_with_the_namespace(kept: Kept, owner: Owner) -> None:
