@@ -274,7 +274,7 @@ def delete_parked_after(namespace: str, id: str, revision: int) -> Statement:
 
 
 def oldest_parked(namespace: str, id: str) -> Statement:
-    """One row (revision, null without any). Reads what is parked, 10,000 rows at most: only upkeep asks."""
+    """One row (revision, null without any). Reads what is parked, 10,000 rows at most: upkeep and seeks ask."""
     return Statement(
         "SELECT min(revision) FROM subscription_parked WHERE namespace = %s AND subscription = %s", (namespace, id)
     )

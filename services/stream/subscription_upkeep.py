@@ -18,8 +18,8 @@ from services.runtime.call import Namespace
 from services.runtime.database import Database
 from services.runtime.errors import Error, OutOfRange
 from services.stream import subscription_store as store
-from services.stream.subscription_store import Definition, Locked
-from services.stream.subscriptions import Subscriptions, age_of, lease_of
+from services.stream.subscription_store import Definition
+from services.stream.subscriptions import Subscriptions, age_of, needed_after
 from services.stream.upstream import Logs
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,8 @@ class SubscriptionUpkeep:
         self._logs = logs
         self._lives = lives
         self._told: dict[tuple[str, str], float] = {}  # whose lag is among the metrics, and since when
-        self._leased: dict[str, tuple[int, float]] = {}  # uid: what its lease says, and since when
+        # By uid: what its lease says, the acknowledged revision and the version of its filter, and since when.
+        self._leased: dict[str, tuple[tuple[int, int], float]] = {}
 
     async def run(self) -> None:
         """Go on for ever."""
@@ -109,26 +110,19 @@ class SubscriptionUpkeep:
         async with store.locked(self._database, namespace.id, id) as held:
             if held is None or held.definition.epoch != namespace.epoch or held.progress.state == store.COMPACTED:
                 return
-            ((oldest,),) = await held.query(store.oldest_parked(namespace.id, id))
-            checkpoint = held.progress.group.checkpoint
-            acknowledged = checkpoint if oldest is None else min(checkpoint, oldest - 1)
-            says, since = self._leased.get(held.definition.uid, (-1, 0.0))
-            if says == acknowledged and time.monotonic() - since < RENEW_SECONDS:
+            acknowledged = await needed_after(held, namespace)
+            says, since = self._leased.get(held.definition.uid, (None, 0.0))
+            # What the lease says of the filter changes with the version.
+            due = acknowledged, held.definition.version
+            if says == due and time.monotonic() - since < RENEW_SECONDS:
                 return
-            await self._put_lease(namespace, held, acknowledged)
-        self._leased[held.definition.uid] = (acknowledged, time.monotonic())
-
-    async def _put_lease(self, namespace: Namespace, held: Locked, acknowledged: int) -> None:
-        try:
-            await self._logs.put_lease(lease_of(namespace, held.definition, acknowledged))
-        except OutOfRange as failure:
-            # Retention has its limits, also for consumers.
-            horizon = int(failure.metadata["horizon_revision"])
-            if horizon > held.progress.group.checkpoint:
+            try:
+                checkpoint = held.progress.group.checkpoint
+                await self._subscriptions.hold(namespace, held.definition, acknowledged, checkpoint)
+            except OutOfRange:
                 held.progress.state = store.COMPACTED
-                logger.warning("subscription %s/%s has lost its place", namespace.id, held.definition.id)
-            else:
-                await self._logs.put_lease(lease_of(namespace, held.definition, horizon))
+                logger.warning("subscription %s/%s has lost its place", namespace.id, id)
+        self._leased[held.definition.uid] = due, time.monotonic()
 
     def _forget_lag(self) -> None:
         """Take what another replica looks after by now, or what is gone, from the metrics."""

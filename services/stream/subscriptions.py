@@ -33,7 +33,7 @@ from services.stream.checkpoint import MAX_OUTSTANDING, MAX_PARKED, Group, Parke
 from services.stream.definitions import fields_named, settled
 from services.stream.deliveries import no_such_subscription, of_this_life
 from services.stream.positions import check_position, compacted
-from services.stream.subscription_store import Definition, Progress
+from services.stream.subscription_store import Definition, Locked, Progress
 from services.stream.upstream import Lease, Logs
 from services.stream.webhook_store import Webhook
 from services.stream.webhooks import Webhooks
@@ -175,14 +175,30 @@ class Subscriptions:
         revision = await self._position(namespace, start, "start")
         async with store.locked(self._database, namespace.id, id) as found:
             held = of_this_life(found, namespace)
-            # Under the lock, so that no renewal that is under way can let go of what is needed now.
-            await self._logs.put_lease(lease_of(namespace, held.definition, revision))
             group = held.progress.group
+            # Under the lock, so that no renewal that is under way can let go of what is needed now. Not beyond what
+            # is needed if this is not committed, nor beyond what is parked and stays: upkeep moves it on.
+            wanted = min(revision, await needed_after(held, namespace))
+            await self.hold(namespace, held.definition, wanted, revision)
             group.seek(revision)
             group.parked -= len(await held.query(store.delete_parked_after(namespace.id, id, revision)))
             held.progress.state = store.ACTIVE
             held.statements.append(store.due_at_once(namespace.id, id))
         return await self.status(namespace, held.definition, held.progress)
+
+    async def hold(self, namespace: Namespace, definition: Definition, wanted: int, needed: int) -> None:
+        """Keep the log after *wanted*, or what is left of it, as long as that is everything after *needed*.
+
+        Raises:
+            OutOfRange: COMPACTED, it is not: retention has its limits, also for consumers.
+        """
+        while True:
+            try:
+                return await self._logs.put_lease(lease_of(namespace, definition, wanted))
+            except OutOfRange as failure:
+                wanted = int(failure.metadata["horizon_revision"])
+                if wanted > needed:
+                    raise
 
     # What is parked
 
@@ -309,6 +325,13 @@ class Subscriptions:
         found = store.found(await self._database.read(namespace.id, *store.select(namespace.id, id)))
         if found is not None and found[0].epoch != namespace.epoch:
             await store.in_transaction(self._database, namespace.id, *store.delete(namespace.id, id, found[0].uid))
+
+
+async def needed_after(held: Locked, namespace: Namespace) -> int:
+    """The revision after which the log is needed: that of the checkpoint, or where something older is parked."""
+    ((oldest,),) = await held.query(store.oldest_parked(namespace.id, held.definition.id))
+    checkpoint = held.progress.group.checkpoint
+    return checkpoint if oldest is None else min(checkpoint, oldest - 1)
 
 
 def lease_of(namespace: Namespace, definition: Definition, acknowledged: int) -> Lease:

@@ -54,15 +54,22 @@ class Kept:
         await self.execute("UPDATE subscription_upkeep SET due_time = now() - interval '1 s'")
         return await self.upkeep.step()
 
+    async def seek(self, revision: int) -> None:
+        await self.service.subscriptions.seek(TIDES, "orders", subscription_pb2.Start(after_revision=revision))
+
     async def acknowledged(self) -> int:
         """What the lease says that the subscription has."""
+        return int((await self.lease())[0])
+
+    async def lease(self) -> tuple[Any, ...]:
+        """What the lease says: the acknowledged revision, types, fields."""
         async with self.owner.database.connection() as connection, connection.transaction():
             await connection.execute("SELECT set_config('app.namespace', 'tides', true)")
             cursor = await connection.execute(
-                "SELECT acknowledged_revision FROM consumer_leases WHERE name LIKE 'subscriptions/%'"
+                "SELECT acknowledged_revision, types, fields FROM consumer_leases WHERE name LIKE 'subscriptions/%'"
             )
-            ((revision,),) = await cursor.fetchall()
-            return int(revision)
+            (row,) = await cursor.fetchall()
+            return row
 
     async def take(self, count: int) -> list[str]:
         """The ack ids of *count* deliveries."""
@@ -109,6 +116,56 @@ async def test_the_lease_follows_the_checkpoint_and_keeps_what_is_parked(kept: K
     await kept.service.deliveries.ack(TIDES, "orders", await kept.take(1))
     await kept.step()
     assert await kept.acknowledged() == 3
+
+
+async def test_the_lease_keeps_what_is_parked_also_after_a_seek_beyond_it(kept: Kept, owner: Owner) -> None:
+    for name in ("a", "b", "c"):
+        await owner.put(TIDES, name)
+    a, b, _ = await kept.take(3)
+    await kept.service.deliveries.ack(TIDES, "orders", [a])
+    await kept.service.deliveries.park(TIDES, "orders", [b], "NACK")
+    await kept.step()
+    assert await kept.acknowledged() == 1
+    await kept.seek(3)
+    assert await kept.acknowledged() == 1
+    await kept.step()
+    assert await kept.acknowledged() == 1
+
+
+async def test_a_seek_that_is_not_committed_leaves_what_is_needed_without_it(
+    kept: Kept, owner: Owner, own_url: str
+) -> None:
+    for name in ("a", "b", "c"):
+        await owner.put(TIDES, name)
+    await kept.step()
+    superuser = psycopg.conninfo.make_conninfo(own_url, user="postgres")
+    async with await psycopg.AsyncConnection.connect(superuser) as connection:
+        await connection.execute("ALTER TABLE subscription_progress ADD CHECK (cursor_revision < 3)")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        await kept.seek(3)
+    await kept.step()
+    assert await kept.acknowledged() == 0
+    await kept.seek(2)
+    await kept.step()
+    assert await kept.acknowledged() == 2, "it moves on once the seek is committed"
+
+
+async def test_a_seek_leads_out_of_what_was_cut(kept: Kept, owner: Owner) -> None:
+    for name in ("a", "b"):
+        await owner.put(TIDES, name)
+    await owner.execute("UPDATE heads SET horizon = 1 WHERE namespace = %s", TIDES.id)
+    await kept.seek(2)
+    assert await kept.acknowledged() == 1, "more than is left cannot be kept"
+    await kept.step()
+    assert await kept.acknowledged() == 2
+
+
+async def test_the_lease_names_the_fields_of_a_new_filter(kept: Kept) -> None:
+    await kept.step()
+    asked = subscription_pb2.Subscription(types=["buoy"], filter="data.n > 1")
+    await kept.service.subscriptions.update(TIDES, "orders", asked, {"types", "filter"}, "")
+    await kept.step()
+    assert await kept.lease() == (0, ["buoy"], ["data.n"])
 
 
 async def test_one_replica_looks_after_a_subscription_and_not_again_at_once(kept: Kept) -> None:
