@@ -219,6 +219,11 @@ class Worker:
                     break
         return await self._deliveries(items, units) if items else []
 
+    async def give_back(self, deliveries: Sequence[subscription_pb2.Delivery]) -> None:
+        """They were taken and not tried: it does not count as an attempt."""
+        if deliveries:
+            await self._give_back([_parse(delivery.ack_id, index) for index, delivery in enumerate(deliveries)])
+
     async def wait(self, seconds: float) -> None:
         """Return when there may be something to take, at the latest after so many *seconds*."""
         if self.has_news:
@@ -312,7 +317,7 @@ class Worker:
                 # The next look says so.
                 await self._lose_place(min(item.position.revision for item in items) - 1)
             elif isinstance(failure, Error):
-                await self._give_back(items)
+                await self._give_back([item.ack_id for item in items])
             raise
         deliveries: list[subscription_pb2.Delivery] = []
         size = 0
@@ -320,7 +325,7 @@ class Worker:
             delivery = _delivery(self._namespace.epoch, item, contents[item.position.revision])
             size += delivery.ByteSize()
             if deliveries and size > MAX_ANSWER_BYTES:
-                await self._give_back(items[index:])
+                await self._give_back([item.ack_id for item in items[index:]])
                 break
             deliveries.append(delivery)
         DELIVERED.inc(len(deliveries))
@@ -346,14 +351,14 @@ class Worker:
                 raise Unavailable("OVERLOADED", "the log cannot be read right now; retry")
             wanted = [revision for revision in wanted if revision not in contents]
 
-    async def _give_back(self, items: Sequence[Outstanding]) -> None:
-        """They never reached the worker. If that cannot be written, they come again after their deadline."""
+    async def _give_back(self, ack_ids: Sequence[AckId]) -> None:
+        """They never reached anybody. If that cannot be written, they come again after their deadline."""
         with contextlib.suppress(Error, psycopg.Error):
-            async with store.locked(self._database, self._namespace.id, self._id) as held:
-                for item in items if held is not None else ():
-                    assert held is not None
-                    held.progress.group.take_back(item.ack_id)
-        self._mine.difference_update(item.ack_id for item in items)
+            async with store.locked(self._database, self._namespace.id, self._id) as found:
+                held = of_this_life(found, self._namespace)
+                for ack_id in ack_ids:
+                    held.progress.group.take_back(ack_id)
+        self._mine.difference_update(ack_ids)
         self._shared.tell()
 
     async def _lose_place(self, cursor: int) -> None:

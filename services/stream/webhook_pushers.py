@@ -151,6 +151,7 @@ class _Pusher:
         self._worker = worker
         self._target = target
         self._serving = True
+        self._resting = False
         self._pause = IDLE_SECONDS
         self._sending: set[asyncio.Task[_Result]] = set()
 
@@ -173,11 +174,15 @@ class _Pusher:
             await self._end()
 
     async def _leave(self, looking: asyncio.Task[list[subscription_pb2.Delivery]]) -> None:
-        """Stop looking; what was found is not sent any more."""
-        looking.cancel()
+        """Stop looking, and give back what was found: it is not sent any more."""
+        self._serving = False
+        if self._resting:
+            looking.cancel()
+        # A look that is cut short would leave behind what it was given, until its deadline and for one attempt.
         await asyncio.wait([looking])
         if not looking.cancelled() and looking.exception() is None:
             self._room.release(self._target.namespace.id, len(looking.result()))
+            await self._worker.give_back(looking.result())
 
     @property
     def _limit(self) -> int:
@@ -187,29 +192,32 @@ class _Pusher:
         """What there is to send, with room reserved for it; nothing: only after waiting for a while."""
         namespace = self._target.namespace.id
         room = self._room.reserve(namespace, self._limit - len(self._sending))
+        taken: list[subscription_pb2.Delivery] = []
         found: list[subscription_pb2.Delivery] = []
         try:
-            taken = await self._worker.take(room) if room else []
+            if room:
+                taken = await self._worker.take(room)
             # Afterwards: what was changed about the webhook before something was committed counts for that.
             target = await self._webhooks.target(namespace, self._target.subscription)
             if target is None or target.uid != self._target.uid or target.health.is_disabled or self._worker.hub.ended:
                 self._serving = False
-                await self._give_back(taken)
-                return []
-            self._target = target
-            found = taken
+            else:
+                self._target = target
+                found = taken
         finally:
+            # What is not sent uses up neither room nor an attempt.
             self._room.release(namespace, room - len(found))
-        if not found and room:
+            if not found:
+                await self._worker.give_back(taken)
+        if found or not self._serving:
+            return found
+        self._resting = True
+        if room:
             await self._wait()
-        elif not found:
+        else:
             await asyncio.sleep(SOON_SECONDS)
-        return found
-
-    async def _give_back(self, found: Sequence[subscription_pb2.Delivery]) -> None:
-        if found:
-            ack_ids = [delivery.ack_id for delivery in found]
-            await self._deliveries.retry(self._target.namespace, self._target.subscription, ack_ids, timedelta())
+        self._resting = False
+        return []
 
     async def _wait(self) -> None:
         """Until there may be something to send."""

@@ -19,6 +19,7 @@ from strandline.stream.v1 import (
     webhook_service_pb2_grpc,
 )
 
+from services.runtime.background import keep_running
 from services.runtime.rpc import generic_handler
 from services.stream import webhook_api
 from services.stream.egress import Receiver
@@ -45,12 +46,23 @@ class HookService(StreamService):
 
     async def start(self) -> None:
         await super().start()
-        self._pushing = asyncio.create_task(self._pushers.run())
+        self._pushing = asyncio.create_task(keep_running(self._pushers.run))
 
-    async def disconnect(self) -> None:
+    async def pushers_were_told_to_stop(self) -> None:
+        """Wait until each of them has heard of it."""
+        while True:
+            await asyncio.sleep(0.01)
+            if all(task.cancelling() for task in self._pushers._tasks.values()):
+                await asyncio.sleep(0.01)
+                return
+
+    async def stop_pushing(self) -> None:
         if self._pushing is not None:
             self._pushing.cancel()
             await asyncio.gather(self._pushing, return_exceptions=True)
+
+    async def disconnect(self) -> None:
+        await self.stop_pushing()
         await super().disconnect()
 
     @asynccontextmanager

@@ -18,6 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from prometheus_client import REGISTRY
 from strandline.stream.v1 import feed_pb2, webhook_pb2
 
+from services.stream.webhooks import Target
 from tests.nats import Nats
 
 from .conftest import TIDES
@@ -546,6 +547,66 @@ async def test_all_webhooks_together_send_no_more_requests_at_a_time_than_there_
             await editor.create(receiver.url(), id=f"hook{number}")
         await receiver.wait_for(16)
     assert 1 <= most <= 2
+
+
+class _Gate:
+    """Holds up a service that has taken something, before it looks whether the webhook is there to send it to."""
+
+    def __init__(self, service: HookService, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.opened = asyncio.Event(), asyncio.Event()
+        look, before = service.webhooks.target, _handed_out()
+
+        async def target(namespace: str, subscription: str) -> Target | None:
+            if _handed_out() > before and not self.opened.is_set():
+                self.reached.set()
+                await self.opened.wait()
+            return await look(namespace, subscription)
+
+        monkeypatch.setattr(service.webhooks, "target", target)
+
+
+def _handed_out() -> float:
+    return REGISTRY.get_sample_value("strandline_stream_subscription_deliveries_total") or 0
+
+
+async def test_what_was_taken_for_a_webhook_that_is_none_any_more_has_used_up_no_attempt(
+    owner: Owner, receiver: HookReceiver, make_hooks: MakeHooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await make_hooks()
+    gate = _Gate(service, monkeypatch)
+    async with service.editor() as editor:
+        await editor.create(receiver.url(), retry_policy={"max_attempts": 1})
+        revision = await owner.put(TIDES, "b1", depth=1)
+        await gate.reached.wait()
+        await editor.subscriptions("UpdateSubscription", subscription={"name": NAME}, update_mask=["push"])
+        gate.opened.set()
+        async with asyncio.timeout(60):
+            while not (pulled := await editor.subscriptions("Pull", name=NAME, wait=timedelta(seconds=1))).deliveries:
+                pass
+        assert [(one.revision, one.delivery_attempt) for one in pulled.deliveries] == [(revision, 1)]
+    assert receiver.requests == []
+
+
+async def test_a_replica_that_stops_gives_back_what_it_took_and_did_not_send(
+    owner: Owner, receiver: HookReceiver, make_hooks: MakeHooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await make_hooks()
+    gate = _Gate(first, monkeypatch)
+    async with first.editor() as editor:
+        await editor.create(receiver.url(), retry_policy={"max_attempts": 1})
+        revision = await owner.put(TIDES, "b1", depth=1)
+        await gate.reached.wait()
+        stopping = asyncio.create_task(first.stop_pushing())
+        await first.pushers_were_told_to_stop()
+        gate.opened.set()
+        await stopping
+        assert receiver.requests == []
+        assert (await editor.get()).in_flight_count == 0
+        await make_hooks()
+        await receiver.wait_for(1)
+        await editor.get_until(is_idle)
+        assert changes_of(receiver.requests) == [("b1", revision)]
+        assert [delivery.attempt for delivery in await editor.deliveries()] == [1]
 
 
 async def test_a_webhook_goes_on_when_the_hub_that_it_listened_to_ends(
