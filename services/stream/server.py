@@ -122,7 +122,7 @@ async def serve(settings: StreamSettings) -> None:
         await hubs.start()
         await http.start(settings.http_listen)
         background = [
-            asyncio.create_task(pushers.run()),
+            asyncio.create_task(keep_running(pushers.run)),
             asyncio.create_task(keep_running(upkeep.run)),
         ]
         try:
