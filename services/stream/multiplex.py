@@ -30,6 +30,8 @@ from services.stream.outbox import Outbox
 from services.stream.permit import Ended
 
 MAX_WATCHES = 100
+# A watch that is over may still wait with its last word. With so many in all, nothing more is read from the client.
+MAX_TASKS = 2 * MAX_WATCHES
 MAX_REQUEST_BYTES = 256 * 1024
 # How long the watches of a connection that ends may take for their last words: they look up every second.
 GOODBYE_SECONDS = 5.0
@@ -180,6 +182,8 @@ class Connection:
 
     async def _create(self, request: WatchManyRequest.Create) -> None:
         check_rules(WatchManyRequest.Create(watch_id=request.watch_id))
+        while len(self._tasks) >= MAX_TASKS:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         if request.watch_id in self._watches:
             # Said of the watch, it would be taken for a word about the one that there is.
             taken = f"there is a watch {request.watch_id} already"

@@ -37,7 +37,7 @@ from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hub import MAX_RING_BYTES
 from services.stream.hubs import Hubs
-from services.stream.multiplex import Multiplexer
+from services.stream.multiplex import Connection, Multiplexer
 from services.stream.passes import Passes
 from services.stream.snapshots import ResumeTokens
 from services.stream.subscription_api import SubscriptionHandlers
@@ -188,6 +188,16 @@ class StreamService:
         await self.gate.admit(Method(service.methods_by_name["Watch"]), message, call)
         async with self._feeds.open(message, call) as feed, aclosing(feed.messages()) as messages:
             yield Reader(feed_pb2.WatchResponse.FromString(each.protobuf) async for each in messages)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection of many watches without a transport: nothing is taken from it before it is asked for."""
+        call = Call({"authorization": f"Bearer {access_token()}"})
+        service = stream_service_pb2.DESCRIPTOR.services_by_name["StreamService"]
+        method = Method(service.methods_by_name["WatchMany"])
+        await self.gate.admit(method, stream_service_pb2.WatchManyRequest(), call)
+        async with self._multiplexer.connect(call) as connection:
+            yield connection
 
     @asynccontextmanager
     async def get(

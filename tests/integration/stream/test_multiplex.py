@@ -6,12 +6,14 @@ import asyncio
 import gc
 import json
 import time
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
 import aiohttp
 import pytest
 from strandline.stream.v1 import feed_pb2
+from strandline.stream.v1.stream_service_pb2 import WatchManyRequest, WatchRequest
 
 from services.runtime.call import Namespace
 from services.stream.envelopes import OfWatch
@@ -480,3 +482,28 @@ async def test_a_connection_that_is_not_read_holds_cursors_and_everything_arrive
             units = await reader.until(150, seconds=30)
             assert [unit.revision for unit in units] == list(range(1, 151))
         assert len(entities_of(readers[0].units)) == 1
+
+
+async def test_who_reads_nothing_and_asks_for_what_is_refused_is_held_up(stream: StreamService) -> None:
+    asked = 0
+
+    async def requests() -> AsyncIterator[WatchManyRequest]:
+        nonlocal asked
+        for number in range(400):
+            asked += 1
+            watch = WatchRequest(parent="namespaces/Not one")
+            yield WatchManyRequest(create=WatchManyRequest.Create(watch_id=str(number), watch=watch))
+            await asyncio.sleep(0)  # let it be refused
+
+    async with stream.connection() as connection:
+        reading = asyncio.create_task(connection.read(requests()))
+        deadline = time.monotonic() + 15
+        while asked < 100:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)  # it could ask for all of them meanwhile
+        assert asked <= 202
+        async with asyncio.timeout(30):
+            refused = [response async for response in connection.responses()]
+            await reading
+    assert len(refused) == asked == 400
