@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from itertools import takewhile
 from typing import Final
 
-from services.stream.messages import LogUnit, UnitsMessage, that_fit
+from services.stream.messages import LogUnit, UnitsMessage, share, that_fit
 from services.stream.selection import Selection
 from services.stream.selection_index import SelectionIndex
 from services.stream.views import UnitView
@@ -55,7 +55,8 @@ class Audience:
         later.reverse()
         units = that_fit(self._units[revision] for revision in later)
         end = position if len(units) == len(later) else later[len(units) - 1]
-        made = self._batches[cursor] = UnitsMessage(self.epoch, cursor, end, units)
+        made = UnitsMessage(self.epoch, cursor, end, units)
+        share(self._batches, made)
         return made
 
     def keep(self, revision: int, unit: LogUnit) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -175,11 +176,16 @@ class Feed:
 
     async def _read_log(self) -> UnitsMessage | None:
         """Units after the cursor from their owner; None: not now."""
-        segment = await self._patiently(self._segments.after(self._hub, self._cursor))
-        if segment is None:
-            return None
-        await self._permit.demand()
-        return segment.batch(self._cursor)
+        while True:
+            segment = await self._patiently(self._segments.after(self._hub, self._cursor))
+            if segment is None:
+                return None
+            # Who waits for the reader holds nothing, and must not send what was purged meanwhile.
+            kept, segment = weakref.ref(segment), None
+            await self._permit.demand()
+            segment = kept()
+            if segment is not None and segment.seen >= self._hub.purged_to:
+                return segment.batch(self._cursor)
 
     async def _snapshot(self, walk: Walk) -> AsyncGenerator[Message, None]:
         while not walk.done:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from services.runtime.changelog import Head
 from services.stream.audiences import Audience, Audiences
-from services.stream.messages import LogUnit, UnitsMessage, purges, that_fit
+from services.stream.messages import LogUnit, UnitsMessage, purges, share, that_fit
 from services.stream.selection import Selection
 
 # Of a ring, as the owner encoded the units; their JSON, about twice as long, comes on top when somebody reads JSON.
@@ -110,7 +110,8 @@ class Hub:
             return None
         if (made := self._batches.get(cursor)) is None:
             units = that_fit(self._units[revision] for revision in range(cursor + 1, self.position + 1))
-            made = self._batches[cursor] = UnitsMessage(self.epoch, cursor, cursor + len(units), units)
+            made = UnitsMessage(self.epoch, cursor, cursor + len(units), units)
+            share(self._batches, made)
         return made
 
     def end(self) -> None:

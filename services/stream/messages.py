@@ -14,6 +14,8 @@ from services.stream.views import UnitView
 
 # Of a message; a single unit may be larger, up to the 3 MiB that an owner accepts.
 MAX_MESSAGE_BYTES = 2**20
+# Messages of one run of units that begin in the middle: readers resume anywhere, and most of them together.
+MAX_SHARED = 8
 _KIND_PURGED = wire.integer(1, feed_pb2.Change.PURGED)
 
 
@@ -126,6 +128,13 @@ class UnitsMessage(Message):
         if self.revision <= revision:
             return self
         return UnitsMessage(self.epoch, self.after, revision, self.units[: revision - self.after])
+
+
+def share(messages: dict[int, UnitsMessage], made: UnitsMessage) -> None:
+    """Put *made* into *messages*, by the revision it comes after, for all who ask next; these stay few."""
+    if len(messages) >= MAX_SHARED:
+        messages.clear()
+    messages[made.after] = made
 
 
 class OtherMessage(Message):

@@ -23,7 +23,7 @@ from prometheus_client import Counter
 from services.runtime.changelog import Head
 from services.runtime.errors import OutOfRange
 from services.stream.hub import Hub
-from services.stream.messages import LogUnit, UnitsMessage
+from services.stream.messages import LogUnit, UnitsMessage, share
 from services.stream.positions import check_epoch, compacted
 
 MAX_UNITS: Final = 1024
@@ -32,8 +32,6 @@ MAX_BYTES: Final = 2**18
 # Of all segments, as the owner encoded them. Where every encoding is in use, they take about ten times as much.
 CACHE_BYTES: Final = 16 * 2**20
 _ENTRY_BYTES: Final = 1024
-# Messages of one segment that begin in the middle: readers resume anywhere, and most of them together.
-_MAX_BATCHES: Final = 8
 
 READS = Counter("strandline_stream_log_reads", "Runs of units read from owners for readers behind the ring.")
 READ_BYTES = Counter("strandline_stream_log_read_bytes", "Bytes of units in these runs.")
@@ -47,7 +45,7 @@ class Units(Protocol):
     ) -> tuple[Head, Sequence[bytes]]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Segment:
     """The units ``(after, revision]``; *seen*: everything committed up to there had its effect on them.
 
@@ -71,10 +69,8 @@ class Segment:
     def batch(self, cursor: int) -> UnitsMessage:
         """The rest of it after *cursor*; the same object for those who ask for it together."""
         if (made := self._batches.get(cursor)) is None:
-            if len(self._batches) >= _MAX_BATCHES:
-                self._batches.clear()
             made = UnitsMessage(self.epoch, cursor, self.revision, self.units[cursor - self.after :])
-            self._batches[cursor] = made
+            share(self._batches, made)
         return made
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -11,9 +13,11 @@ import pytest
 from prometheus_client import REGISTRY
 from strandline.entity.v1 import entity_pb2
 from strandline.stream.v1 import feed_pb2, stream_service_pb2
+from strandline.stream.v1.stream_service_pb2 import WatchManyRequest, WatchManyResponse
 
 from services.runtime.changelog import CREATED, LOCK_HEAD, PURGED, Change, append, begin_life, encode_unit
 from services.runtime.database import Statement, pipeline
+from services.stream.envelopes import AboutWatch
 
 from .conftest import TIDES, MakeStream
 from .owner import Owner
@@ -120,6 +124,47 @@ async def test_a_purge_is_in_every_feed_that_begins_after_it_was_seen(owner: Own
             await live.until(3_001)
             assert not any(await asyncio.gather(*(shows_secret(3_001) for _ in range(20))))
             await asyncio.gather(*coming)
+
+
+async def test_a_purge_is_in_what_a_feed_held_back_while_its_reader_took_nothing(
+    owner: Owner, stream: StreamService
+) -> None:
+    await commit(owner, 1, [[created(1, SECRET)], [created(2)]])
+    blank = Statement(
+        "UPDATE units SET body = overlay(body placing %s from position(%s::bytea in body))"
+        " WHERE namespace = %s AND revision = 1",
+        (bytes(len(SECRET)), SECRET, TIDES.id),
+    )
+
+    async def requests() -> AsyncIterator[WatchManyRequest]:
+        for watch_id in "ab":
+            watch = stream_service_pb2.WatchRequest(parent="namespaces/tides", after_revision=0)
+            yield WatchManyRequest(create=WatchManyRequest.Create(watch_id=watch_id, watch=watch))
+
+    async with stream.watch(now=True) as live, stream.connection() as connection:
+        await live.next()
+        reads = sample("strandline_stream_log_reads_total")
+        await connection.read(requests())
+        await until(lambda: stream.open_feeds == 3)
+        responses = connection.responses()
+        async with asyncio.timeout(15), aclosing(responses):
+            for _ in range(2):
+                assert isinstance(await anext(responses), AboutWatch)  # now both may look at the log
+            await until(lambda: sample("strandline_stream_log_reads_total") > reads)
+            # One has the message that is taken next; the other has read the same, and waits.
+            await commit(owner, 3, [[Change(PURGED, "buoy", "b1", created(1).entity)]], blank)
+            await live.until(3)
+            first = said = WatchManyResponse.FromString((await anext(responses)).protobuf)
+            while said.watch_id == first.watch_id:
+                said = WatchManyResponse.FromString((await anext(responses)).protobuf)
+    assert SECRET not in said.SerializeToString()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
 
 
 async def test_readers_with_filters_share_what_is_read(owner: Owner, make_stream: MakeStream) -> None:

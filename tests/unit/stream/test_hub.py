@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import weakref
 
 import pytest
 from strandline.stream.v1 import feed_pb2
 
 from services.runtime.changelog import Head
 from services.stream.hub import Hub
-from services.stream.messages import MAX_MESSAGE_BYTES
+from services.stream.messages import MAX_MESSAGE_BYTES, MAX_SHARED, LogUnit
+from services.stream.selection import selection_of
 
 
 def body(revision: int, size: int = 0) -> bytes:
@@ -71,6 +73,20 @@ def test_subscribers_at_one_place_share_one_message(hub: Hub) -> None:
     batch = hub.batch(10)
     assert batch is not None
     assert batch.revision == 13
+
+
+def test_messages_that_are_kept_to_be_shared_are_few() -> None:
+    hub = Hub("tides")
+    hub.start(Head("tides", "00c0ffee", 0))
+    audience = hub.join(selection_of([], "", include_previous=False))
+    hub.append(0, bodies(0, 20))
+    for revision in range(1, 21):
+        audience.keep(revision, LogUnit(body(revision)))
+    for batch_of in (hub.batch, lambda cursor: audience.batch(cursor, 20)):
+        batches = [weakref.ref(made) for cursor in range(20) if (made := batch_of(cursor)) is not None]
+        del made
+        assert len(batches) == 20
+        assert sum(batch() is not None for batch in batches) <= MAX_SHARED
 
 
 def test_any_order_of_overlapping_pieces_and_any_pace_of_reading_gives_the_same_feed() -> None:
