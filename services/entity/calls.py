@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Literal, Protocol
 
@@ -14,6 +13,7 @@ from services.entity.writes import Writing
 from services.runtime import wire
 from services.runtime.call import Call, Namespace
 from services.runtime.errors import NotFound, invalid_field
+from services.runtime.rules import time_of
 
 
 class WriteRequest(Protocol):
@@ -67,14 +67,6 @@ def as_of(request: AsOfRequest) -> AsOf | None:
     if request.as_of_revision:
         raise invalid_field("as_of_time", "cannot stand together with as_of_revision")
     return AsOf(time=time_of(request.as_of_time, "as_of_time"))
-
-
-def time_of(timestamp: Timestamp, field: str) -> datetime:
-    """*timestamp*, or ``INVALID_FIELD`` for *field*."""
-    try:
-        return timestamp.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise invalid_field(field, "is no time between the years 1 and 9999") from None
 
 
 def answer_with(call: Call, message: bytes, revision: int, epoch: str) -> bytes:

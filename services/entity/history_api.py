@@ -7,7 +7,7 @@ from typing import Final
 from strandline.entity.v1 import history_service_pb2 as pb
 
 from services.entity.blanking import delimited_fields, is_blank
-from services.entity.calls import answer_with, limited, namespace_of_call, time_of, writing
+from services.entity.calls import answer_with, limited, namespace_of_call, writing
 from services.entity.exports import Exporter
 from services.entity.history import History, Moment
 from services.entity.limits import Confirmations
@@ -22,6 +22,7 @@ from services.runtime.database import Row
 from services.runtime.errors import NotFound
 from services.runtime.filters.ast import Path
 from services.runtime.masks import masked, parse_mask
+from services.runtime.rules import time_of
 
 SERVICE: Final = "strandline.entity.v1.HistoryService"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, timedelta
+from datetime import timedelta
 from typing import Protocol
 
 from strandline.stream.v1 import log_service_pb2 as pb
@@ -13,6 +13,7 @@ from services.runtime.bus import head_message
 from services.runtime.call import Call, Namespace
 from services.runtime.database import Database
 from services.runtime.errors import NotFound
+from services.runtime.rules import time_of
 
 NAME = "strandline.stream.v1.LogService"
 DEFAULT_BYTES = 2**20
@@ -102,7 +103,7 @@ class LogHandlers:
         return pb.ReadUnitsResponse(head=head_message(_existing(head)), units=units)
 
     async def find_revision(self, request: pb.FindRevisionRequest, call: Call) -> pb.FindRevisionResponse:
-        moment = request.time.ToDatetime(tzinfo=UTC)
+        moment = time_of(request.time, "time")
         revision, head = await changelog.find_revision(self._database, request.namespace_id, moment)
         return pb.FindRevisionResponse(revision=revision, head=head_message(_existing(head)))
 

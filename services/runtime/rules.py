@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
 
 import protovalidate
 from buf.validate import validate_pb2
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.runtime.errors import InvalidArgument, Violation
+from services.runtime.errors import InvalidArgument, Violation, invalid_field
 
 MAX_LISTED: Final = 100
 
@@ -26,6 +28,14 @@ def check_rules(request: Message) -> None:
             for violation in violations[:MAX_LISTED]
         ]
         raise InvalidArgument("INVALID_FIELD", f"{listed[0].field}: {listed[0].message}", violations=listed)
+
+
+def time_of(timestamp: Timestamp, field: str) -> datetime:
+    """*timestamp*, or ``INVALID_FIELD`` for *field*."""
+    try:
+        return timestamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise invalid_field(field, "is no time between the years 1 and 9999") from None
 
 
 class _Rules:

@@ -12,6 +12,7 @@ from strandline.stream.v1 import stream_service_pb2
 from services.runtime.call import Call, Namespace
 from services.runtime.changelog import Head
 from services.runtime.errors import InvalidArgument, OutOfRange, Unavailable, invalid_field
+from services.runtime.rules import time_of
 from services.stream.feed import Feed, Start
 from services.stream.hubs import Hubs
 from services.stream.members import MembersSelection, selection_of_members
@@ -139,6 +140,7 @@ class Feeds:
                 return Start(head.revision, greet=True)
 
     async def _after_time(self, request: stream_service_pb2.WatchRequest, head: Head) -> Start:
+        time_of(request.after_time, "after_time")
         if not head.revision:
             return Start(0, greet=True)
         revision, head_then = await self._logs.revision_at(head.namespace, request.after_time)

@@ -24,9 +24,9 @@ from services.runtime.errors import (
     NotFound,
     OutOfRange,
     ResourceExhausted,
-    invalid_field,
 )
 from services.runtime.ids import uuid7
+from services.runtime.rules import time_of
 from services.stream import subscription_store as store
 from services.stream import webhook_store
 from services.stream.checkpoint import MAX_OUTSTANDING, MAX_PARKED, Group, Parked, Position
@@ -275,8 +275,7 @@ class Subscriptions:
                 )
 
     async def _position_at(self, namespace: Namespace, start: pb.Start, head: Head, field: str) -> int:
-        if not start.after_time.IsInitialized() or not -62135596800 <= start.after_time.seconds <= 253402300799:
-            raise invalid_field(f"{field}.after_time", "must be a time of the years 1 to 9999")
+        time_of(start.after_time, f"{field}.after_time")
         if not head.revision:
             return 0
         revision, head = await self._logs.revision_at(namespace.id, start.after_time)

@@ -64,6 +64,11 @@ async def test_after_a_time_begins_with_the_first_unit_committed_later(owner: Ow
         assert [unit.revision for unit in await reader.until(5)] == [4, 5]
     async with stream.watch(after_time=Timestamp(seconds=1)) as reader:
         assert [unit.revision for unit in await reader.until(5)] == [1, 2, 3, 4, 5]
+    for none in (Timestamp(seconds=10**12), Timestamp(nanos=-5), Timestamp(nanos=2 * 10**9)):
+        async with stream.watch(after_time=none) as reader:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await reader.next()
+            assert reason(raised.value)[0] == "INVALID_FIELD"
 
 
 async def test_a_watch_without_a_start_is_refused(stream: StreamService) -> None:

@@ -459,6 +459,10 @@ async def test_a_start_in_time_is_after_the_last_revision_before_it(owner: Owner
     assert made.lag.revisions == 1
     await client.ask("Seek", start=subscription_pb2.Start(after_time=Timestamp(seconds=1)))
     assert ids(await client.some(2)) == [("a", 1), ("b", 2)]
+    for none in (Timestamp(seconds=10**12), Timestamp(nanos=-5), Timestamp(nanos=2 * 10**9)):
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await client.ask("Seek", start=subscription_pb2.Start(after_time=none))
+        assert reason(raised.value)[0] == "INVALID_FIELD"
 
 
 # Managing
