@@ -40,6 +40,8 @@ class Found:
 class Locked:
     """A webhook whose row lock is held, and what is to be written before it is given up."""
 
+    uid: str
+    epoch: str
     webhook: Webhook
     statements: list[Statement] = field(default_factory=list)
 
@@ -110,13 +112,12 @@ async def locked(database: Database, namespace: str, subscription: str) -> Async
                 Statement("BEGIN"),
                 Statement("SELECT set_config('app.namespace', %s, true)", (namespace,)),
                 Statement(
-                    """SELECT secret, previous_secret, previous_secret_expire_time, attempts,
-                        disable_reason, disable_time, failing_since, failures
-                    FROM webhooks WHERE namespace = %s AND subscription = %s FOR UPDATE""",
-                    (namespace, subscription),
+                    select(namespace, subscription).sql + " FOR UPDATE OF w",
+                    (namespace, subscription, namespace, subscription),
                 ),
             )
-            held = Locked(_webhook(rows[0])) if rows else None
+            there = found(rows)
+            held = Locked(there.uid, there.epoch, there.webhook) if there is not None else None
             yield held
             await pipeline(connection, *(held.statements if held else ()), Statement("COMMIT"))
         except BaseException:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 from prometheus_client import Counter
 from strandline.stream.v1 import subscription_pb2, webhook_pb2
@@ -22,6 +22,7 @@ from services.stream.webhook_sender import Sent, WebhookSender
 
 logger = logging.getLogger(__name__)
 
+_Stored = TypeVar("_Stored", store.Found, store.Locked)
 _DISABLED: Final = Counter("strandline_stream_webhook_disabled", "Webhooks that were disabled.", ["reason"])
 
 
@@ -99,7 +100,8 @@ class Webhooks:
             NotFound: there is no such webhook any more.
         """
         async with store.locked(self._database, target.namespace.id, target.subscription) as held:
-            if held is None:
+            # Another one may have been made under the same name.
+            if held is None or held.uid != target.uid:
                 raise no_such_webhook()
             before = health = held.webhook.health
             now = datetime.now(UTC)
@@ -125,11 +127,9 @@ class Webhooks:
         Raises:
             NotFound: there is no such webhook.
         """
-        uid = (await self._found(namespace, subscription)).uid
-        secret, sealed = self._sender.new_secret(uid)
-        async with store.locked(self._database, namespace.id, subscription) as held:
-            if held is None:
-                raise no_such_webhook()
+        async with store.locked(self._database, namespace.id, subscription) as found:
+            held = _of_this_life(found, namespace)
+            secret, sealed = self._sender.new_secret(held.uid)
             expiry = datetime.now(UTC) + overlap if overlap else None
             held.statements.append(store.set_secrets(namespace.id, subscription, sealed, held.webhook.secret, expiry))
         return secret, expiry
@@ -140,10 +140,8 @@ class Webhooks:
         Raises:
             NotFound: there is no such webhook.
         """
-        await self._found(namespace, subscription)
-        async with store.locked(self._database, namespace.id, subscription) as held:
-            if held is None:
-                raise no_such_webhook()
+        async with store.locked(self._database, namespace.id, subscription) as found:
+            held = _of_this_life(found, namespace)
             held.statements += store.enable(namespace.id, subscription)
         return await self._found(namespace, subscription)
 
@@ -187,7 +185,7 @@ def no_such_webhook() -> NotFound:
     return NotFound("NOT_FOUND", "there is no such subscription, or it does not push")
 
 
-def _of_this_life(found: store.Found | None, namespace: Namespace) -> store.Found:
+def _of_this_life(found: _Stored | None, namespace: Namespace) -> _Stored:
     if found is None or found.epoch != namespace.epoch:
         raise no_such_webhook()
     return found

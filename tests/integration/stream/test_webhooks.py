@@ -15,9 +15,12 @@ import psycopg
 import pytest
 from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import REGISTRY
 from strandline.stream.v1 import feed_pb2, webhook_pb2
 
+from services.runtime.errors import NotFound
+from services.stream.webhook_messages import change_message
 from services.stream.webhooks import Target
 from tests.nats import Nats
 
@@ -352,7 +355,12 @@ async def test_a_secret_is_shown_once_and_lies_in_no_row_and_no_log_in_the_clear
     made = await editor.create(receiver.url())
     rotated = await editor.webhooks("RotateWebhookSecret", name=NAME)
     await owner.put(TIDES, "b1", depth=1)
-    await receiver.wait_for(1)
+    # It is remembered a moment after it has arrived.
+    async with asyncio.timeout(60):
+        while True:
+            if await editor.deliveries():
+                break
+            await asyncio.sleep(0.05)
     assert (await editor.get()).push.secret == ""
     listed = await editor.subscriptions("ListSubscriptions", parent="namespaces/tides")
     assert [one.push.secret for one in listed.subscriptions] == [""]
@@ -469,6 +477,26 @@ async def test_a_webhook_that_is_deleted_sends_nothing_and_leaves_nothing(
     await receiver.wait_for(3)
     assert [request.target for request in receiver.requests] == ["/hook", "/again", "/again"]
     assert receiver.requests[-1].is_signed_by(made.push.secret)
+
+
+async def test_what_came_of_a_webhook_is_not_put_down_to_another_of_the_same_name(
+    receiver: HookReceiver, make_hooks: MakeHooks
+) -> None:
+    receiver.behaviour = status(410)
+    service = await make_hooks()
+    async with service.editor() as editor:
+        await editor.create(receiver.url())
+        before = await service.webhooks.target("tides", "hook")
+        assert before is not None
+        unit = feed_pb2.Unit(revision=1, commit_time=Timestamp(seconds=1), changes=[feed_pb2.Change()])
+        sent = await service.webhooks.send(before, change_message(before.name, before.uid, "", unit, 0))
+        await editor.subscriptions("DeleteSubscription", name=NAME)
+        made = await editor.create(receiver.url())
+        with pytest.raises(NotFound):
+            await service.webhooks.record(before, [(sent, 1)])
+        assert made.uid != before.uid
+        assert (await editor.get()).push.state == webhook_pb2.PushConfig.ENABLED
+        assert await editor.deliveries() == []
 
 
 async def test_an_endpoint_or_a_policy_that_may_not_be_is_refused_and_nothing_is_made(
