@@ -454,9 +454,15 @@ async def test_a_watch_that_catches_up_does_not_hold_up_another(owner: Owner, ma
         await owner.put(TIDES, "a", n=n, text="x" * 200_000)  # 8 MB, none of it in the ring
     async with connect(stream) as client:
         live = await client.open("live", "reefs", now=True)
-        await client.open("behind", after_revision=0)
+        # Nothing is read until the commit is known, or all that is behind might be through before it.
+        client.reading.clear()
+        await client.create("behind", after_revision=0)
         await owner.put(REEFS, "a", n=1)
+        async with stream.watch("reefs", after_revision=0) as other:
+            await other.until(1)
+        client.reading.set()
         await live.until(1)
+        assert (await client.next("behind")).HasField("created")
         behind = client.reader("behind")
         await behind.until(40)
         order = [said.watch_id for said in client.received if said.message.units.units]
