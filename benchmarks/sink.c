@@ -2,24 +2,22 @@
  *
  *   sink SOCKET CONNECTIONS HELLO REPLY READY EXPECTED RECORDS
  *
- * Opens CONNECTIONS to SOCKET (the path of a unix socket, or 127.0.0.1:PORT) and sends each the file HELLO, and the file REPLY once the first bytes
- * came back. Says "ready" when the text READY was seen on all. Then notes when each mark ("mark-" and nine digits)
+ * Opens CONNECTIONS to SOCKET (the path of a unix socket, or 127.0.0.1:PORT) and sends each the file HELLO, and the file
+ * REPLY once the first bytes came back. Says "ready" when the text READY was seen on all. Then notes when each mark ("mark-" and nine digits)
  * arrives on each connection, whatever the format around it. When every connection had EXPECTED marks, or on SIGTERM,
  * writes to RECORDS, for each mark in order of arrival: connection (u32), mark (u32), CLOCK_REALTIME in ns (i64).
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "client.h"
 
 enum { DIGITS = 9, MARK = 5 + DIGITS, READ = 1 << 18, TAIL = 64 };
 
@@ -29,34 +27,6 @@ struct subscriber { int socket, ready, replied; uint32_t marks; size_t kept; cha
 
 static volatile sig_atomic_t stopping;
 static void stop(int number) { (void)number; stopping = 1; }
-static void die(const char *what) { perror(what); exit(1); }
-
-static char *slurp(const char *path, size_t *length) {
-    FILE *file = fopen(path, "rb");
-    static char content[1 << 16];
-    if (!file) die(path);
-    *length = fread(content, 1, sizeof content, file);
-    fclose(file);
-    char *copy = malloc(*length + 1);
-    memcpy(copy, content, *length);
-    return copy;
-}
-
-static int dial(const char *address) {
-    struct sockaddr_un local = {.sun_family = AF_UNIX};
-    struct sockaddr_in internet = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    const char *port = strrchr(address, ':');
-    int fd = socket(port ? AF_INET : AF_UNIX, SOCK_STREAM, 0), failed;
-    if (port) {
-        internet.sin_port = htons(atoi(port + 1));
-        failed = connect(fd, (struct sockaddr *)&internet, sizeof internet);
-    } else {
-        strncpy(local.sun_path, address, sizeof local.sun_path - 1);
-        failed = connect(fd, (struct sockaddr *)&local, sizeof local);
-    }
-    if (fd < 0 || failed) die(address);
-    return fd;
-}
 
 int main(int argc, char **argv) {
     if (argc != 8) { fprintf(stderr, "usage: see the head of sink.c\n"); return 2; }

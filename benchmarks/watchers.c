@@ -12,18 +12,16 @@
  * "SECONDS BYTES MESSAGES", from the first message that covers any revision to the last.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "client.h"
 
 enum { READ = 1 << 18, TAIL = 96, SILENCE_MS = 30000 };
 enum protocol { JSON, GRPC, ETCD };
@@ -47,39 +45,10 @@ static int64_t goal;
 static uint64_t bytes, messages;
 static double began, ended;
 
-static void die(const char *what) { perror(what); exit(1); }
-
 static double now(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return time.tv_sec + time.tv_nsec / 1e9;
-}
-
-static char *slurp(const char *path, size_t *length) {
-    FILE *file = fopen(path, "rb");
-    static char content[1 << 16];
-    if (!file) die(path);
-    *length = fread(content, 1, sizeof content, file);
-    fclose(file);
-    char *copy = malloc(*length + 1);
-    memcpy(copy, content, *length);
-    return copy;
-}
-
-static int dial(const char *address) {
-    struct sockaddr_un local = {.sun_family = AF_UNIX};
-    struct sockaddr_in internet = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    const char *port = strrchr(address, ':');
-    int fd = socket(port ? AF_INET : AF_UNIX, SOCK_STREAM, 0), failed;
-    if (port) {
-        internet.sin_port = htons(atoi(port + 1));
-        failed = connect(fd, (struct sockaddr *)&internet, sizeof internet);
-    } else {
-        strncpy(local.sun_path, address, sizeof local.sun_path - 1);
-        failed = connect(fd, (struct sockaddr *)&local, sizeof local);
-    }
-    if (fd < 0 || failed) die(address);
-    return fd;
 }
 
 /* A message of *it* covers (after, revision]. */
