@@ -17,7 +17,7 @@ from services.runtime.filters.ast import data_paths
 from services.runtime.filters.paths import render_path
 from services.stream import webhook_policy
 from services.stream.checkpoint import Policy
-from services.stream.egress import Receiver, parse_endpoint
+from services.stream.endpoints import Receiver, parse_endpoint
 from services.stream.selection import Selection, selection_of
 
 FIELDS: Final = frozenset({"types", "filter", "ids", "ack_deadline", "max_in_flight", "retry_policy", "push"})

@@ -24,7 +24,8 @@ from services.stream import subscription_api, webhook_api
 from services.stream.api import StreamHandlers
 from services.stream.changes import Changes
 from services.stream.deliveries import Deliveries
-from services.stream.egress import Egress, Receiver, parse_receivers
+from services.stream.egress import Egress
+from services.stream.endpoints import Receiver, parse_receivers
 from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hubs import Hubs

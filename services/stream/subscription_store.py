@@ -10,6 +10,7 @@ from typing import Final
 
 import orjson
 
+from services.runtime.call import Namespace
 from services.runtime.database import (
     Connection,
     Database,
@@ -19,6 +20,7 @@ from services.runtime.database import (
     packed_text,
     pipeline,
 )
+from services.runtime.errors import NotFound
 from services.stream.checkpoint import Group, Outstanding, Parked, Position
 
 ACTIVE: Final = 1
@@ -155,6 +157,21 @@ def delete(namespace: str, id: str, uid: str) -> list[Statement]:
             (namespace, id, namespace, id),
         ),
     ]
+
+
+def of_this_life(held: Locked | None, namespace: Namespace) -> Locked:
+    """*held*, unless it is of another life of *namespace*.
+
+    Raises:
+        NotFound: it is, or there is none.
+    """
+    if held is None or held.definition.epoch != namespace.epoch:
+        raise no_such_subscription()
+    return held
+
+
+def no_such_subscription() -> NotFound:
+    return NotFound("NOT_FOUND", "there is no such subscription")
 
 
 @asynccontextmanager

@@ -31,9 +31,8 @@ from services.stream import subscription_store as store
 from services.stream import webhook_store
 from services.stream.checkpoint import MAX_OUTSTANDING, MAX_PARKED, Group, Parked, Position
 from services.stream.definitions import fields_named, settled
-from services.stream.deliveries import no_such_subscription, of_this_life
 from services.stream.positions import check_position, compacted
-from services.stream.subscription_store import Definition, Locked, Progress
+from services.stream.subscription_store import Definition, Locked, Progress, no_such_subscription, of_this_life
 from services.stream.upstream import Lease, Logs
 from services.stream.webhook_store import Webhook
 from services.stream.webhooks import Webhooks

@@ -26,11 +26,12 @@ from services.runtime.errors import Error, NotFound
 from services.runtime.sealing import SealError
 from services.stream import webhook_store as store
 from services.stream.definitions import compiled
-from services.stream.deliveries import Deliveries, Worker
+from services.stream.deliveries import Deliveries
 from services.stream.webhook_messages import change_message
 from services.stream.webhook_policy import Outcome, pause_before_retry
 from services.stream.webhook_sender import Sent
 from services.stream.webhooks import Target, Webhooks
+from services.stream.worker import Worker
 
 logger = logging.getLogger(__name__)
 

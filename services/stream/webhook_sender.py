@@ -11,7 +11,8 @@ from prometheus_client import Counter, Histogram
 
 from services.runtime.sealing import SealingKeys, place_of
 from services.stream import signing
-from services.stream.egress import Egress, EgressFailure, Endpoint
+from services.stream.egress import Egress, EgressFailure
+from services.stream.endpoints import Endpoint
 from services.stream.webhook_messages import WebhookMessage
 from services.stream.webhook_policy import Attempt, Outcome, attempt_of
 from services.stream.webhook_store import Webhook

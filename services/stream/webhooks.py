@@ -15,7 +15,7 @@ from services.runtime.call import Namespace
 from services.runtime.database import Database, Statement
 from services.runtime.errors import NotFound
 from services.stream import webhook_store as store
-from services.stream.egress import Endpoint, Receiver, parse_endpoint
+from services.stream.endpoints import Endpoint, Receiver, parse_endpoint
 from services.stream.webhook_messages import WebhookMessage
 from services.stream.webhook_policy import Health, health_after
 from services.stream.webhook_sender import Sent, WebhookSender

@@ -22,7 +22,7 @@ from strandline.stream.v1 import (
 from services.runtime.background import keep_running
 from services.runtime.rpc import generic_handler
 from services.stream import webhook_api
-from services.stream.egress import Receiver
+from services.stream.endpoints import Receiver
 from services.stream.webhook_api import WebhookHandlers
 from services.stream.webhook_pushers import Pushers
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from services.stream.egress import Receiver
+from services.stream.endpoints import Receiver
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from services.stream import subscription_api
 from services.stream.api import StreamHandlers
 from services.stream.changes import Changes
 from services.stream.deliveries import Deliveries
-from services.stream.egress import Egress, Receiver
+from services.stream.egress import Egress
+from services.stream.endpoints import Receiver
 from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hub import MAX_RING_BYTES

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from services.stream.egress import MAX_RESPONSE, Answer, Egress, EgressFailure, Endpoint, parse_endpoint
+from services.stream.egress import MAX_RESPONSE, Answer, Egress, EgressFailure
+from services.stream.endpoints import Endpoint, parse_endpoint
 
 from .receiver import Behaviour, HookReceiver, drip, flood, garbage, reset, silence, status
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.stream.egress import Receiver
+from services.stream.endpoints import Receiver
 from services.stream.server import StreamSettings
 
 ENVIRONMENT = {

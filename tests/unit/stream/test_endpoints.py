@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.runtime.errors import InvalidArgument
-from services.stream.egress import Receiver, is_public, parse_endpoint, parse_receivers
+from services.stream.endpoints import Receiver, is_public, parse_endpoint, parse_receivers
 
 INNER_V4 = [
     "0.0.0.0",  # noqa: S104
