@@ -3,7 +3,7 @@
 - The name is resolved once for each new connection. If one of its addresses is not public, nothing is connected to;
   otherwise the connection goes to the very addresses that were looked at. The certificate is checked against the name.
 - Redirects are answers, not orders. Proxies in the environment do not count. Bodies are not decompressed; at most
-  64 KiB of one are read. Everything together has 5 s.
+  64 KiB of one are read. Everything together has 5 s, from the moment at which there is room to look up the name.
 
 Each receiver that the topology opens has a pool of its own.
 """
@@ -14,24 +14,21 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
 from ipaddress import ip_address
 from time import monotonic
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from services.stream.endpoints import Address, Endpoint, Receiver, is_loopback, is_public
-
-GetAddresses: TypeAlias = Callable[..., Sequence[tuple[Any, ...]]]
+from services.stream.lookups import GetAddresses, LookUps
 
 SECONDS: Final = 5.0
 MAX_RESPONSE: Final = 64 * 1024
-# A name that does not answer holds a thread until the resolver gives up: not the threads that others wait for.
-_RESOLVER_THREADS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +66,7 @@ class Egress:
         get_addresses: GetAddresses = socket.getaddrinfo,
     ) -> None:
         self._seconds = seconds
-        self._threads = ThreadPoolExecutor(_RESOLVER_THREADS, "egress-dns")
-        self._get_addresses = get_addresses
+        self._look_ups = LookUps(get_addresses)
         self._receivers = {(receiver.host, receiver.port): receiver for receiver in receivers}
         self._sessions: dict[Receiver | None, aiohttp.ClientSession] = {}
 
@@ -86,63 +82,88 @@ class Egress:
     def _new_session(self, allowed: Callable[[Address], bool], context: ssl.SSLContext) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                resolver=_Resolver(allowed, self._get_addresses, self._threads),
+                resolver=_Resolver(allowed, self._look_ups),
                 use_dns_cache=False,
                 ssl=context,
                 limit=0,  # who sends bounds how much: a request that waited here would count as slow
                 keepalive_timeout=15,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=self._seconds),
+            timeout=aiohttp.ClientTimeout(total=None),  # `post` has its own
             auto_decompress=False,
             trust_env=False,
         )
 
-    async def post(self, endpoint: Endpoint, headers: Mapping[str, str], body: bytes) -> Answer:
-        """What the receiver answers to *body*, whatever the status.
+    async def post(self, namespace: str, endpoint: Endpoint, headers: Mapping[str, str], body: bytes) -> Answer:
+        """What the receiver answers to *body*, sent for *namespace*, whatever the status.
 
         Raises:
             EgressFailure: ADDRESS_REFUSED, NAME_NOT_FOUND, TLS_FAILED, CONNECTION_FAILED, TIMEOUT or BAD_RESPONSE.
+            Unavailable: OVERLOADED, it was not sent because of a limit of ours.
         """
         session = self._session(self._receivers.get((endpoint.host, endpoint.port)))
-        began = monotonic()
+        limit = asyncio.timeout(self._seconds)
+        request = _Request(namespace, limit, self._seconds)
+        _REQUEST.set(request)
         try:
-            async with session.post(
-                URL(endpoint.url, encoded=True),
-                data=body,
-                headers={"accept-encoding": "identity", **headers},
-                allow_redirects=False,
-            ) as response:
+            async with (
+                limit,
+                session.post(
+                    URL(endpoint.url, encoded=True),
+                    data=body,
+                    headers={"accept-encoding": "identity", **headers},
+                    allow_redirects=False,
+                ) as response,
+            ):
                 start = await _read_start(response)
                 found = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(response.status, found, start, monotonic() - began)
+                return Answer(response.status, found, start, monotonic() - request.began)
         except (aiohttp.ClientError, OSError, TimeoutError) as failure:
             reason, message = _explain(failure, self._seconds)
-            raise EgressFailure(reason, message, monotonic() - began) from failure
+            raise EgressFailure(reason, message, monotonic() - request.began) from failure
 
     async def close(self) -> None:
         """Close all connections."""
         for session in self._sessions.values():
             await session.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class _Request:
+    """A request that is under way: for whom, and since when its time runs."""
+
+    def __init__(self, namespace: str, limit: asyncio.Timeout, seconds: float) -> None:
+        self.namespace = namespace
+        self.began = monotonic()
+        self._limit = limit
+        self._seconds = seconds
+
+    def hold(self) -> None:
+        """Let no time pass, until it begins again."""
+        self._limit.reschedule(None)
+
+    def begin(self) -> None:
+        """All of its time is ahead."""
+        self.began = monotonic()
+        self._limit.reschedule(asyncio.get_running_loop().time() + self._seconds)
+
+
+# The one that this task is about: a resolver is not told.
+_REQUEST: Final[ContextVar[_Request]] = ContextVar("_REQUEST")
 
 
 class _Resolver(AbstractResolver):
     """Resolves names to addresses that are *allowed*, or to none at all."""
 
-    def __init__(self, allowed: Callable[[Address], bool], get_addresses: GetAddresses, threads: ThreadPoolExecutor):
+    def __init__(self, allowed: Callable[[Address], bool], look_ups: LookUps) -> None:
         self._allowed = allowed
-        self._get_addresses = get_addresses
-        self._threads = threads
+        self._look_ups = look_ups
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(
-            self._threads, lambda: self._get_addresses(host, port, type=socket.SOCK_STREAM)
-        )
-        addresses = [address[0] for *_, address in found]
+        request = _REQUEST.get()
+        request.hold()
+        addresses = await self._look_ups.addresses(request.namespace, host, port, request.begin)
         if not addresses or not all(self._allowed(ip_address(address)) for address in addresses):
             raise _Refused("an address of the name is not allowed")
         return [

@@ -22,13 +22,13 @@ from prometheus_client import Gauge
 from strandline.stream.v1 import feed_pb2, subscription_pb2
 
 from services.runtime.database import Database
-from services.runtime.errors import Error, NotFound
+from services.runtime.errors import Error, NotFound, Unavailable
 from services.runtime.sealing import SealError
 from services.stream import webhook_store as store
 from services.stream.definitions import compiled
 from services.stream.deliveries import Deliveries
 from services.stream.webhook_messages import change_message
-from services.stream.webhook_policy import Outcome, pause_before_retry
+from services.stream.webhook_policy import Attempt, Outcome, pause_before_retry
 from services.stream.webhook_sender import Sent
 from services.stream.webhooks import Target, Webhooks
 from services.stream.worker import Worker
@@ -136,10 +136,10 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What came of one delivery."""
+    """What came of one delivery; None: it was not sent, because of a limit of ours."""
 
     delivery: subscription_pb2.Delivery
-    sent: Sent
+    sent: Sent | None
 
 
 class _Pusher:
@@ -246,7 +246,10 @@ class _Pusher:
             changes=[delivery.change],
         )
         message = change_message(target.name, target.uid, target.namespace.epoch, unit, delivery.index)
-        return _Result(delivery, await self._webhooks.send(target, message))
+        try:
+            return _Result(delivery, await self._webhooks.send(target, message))
+        except Unavailable:
+            return _Result(delivery, None)
 
     async def _settle(self, ended: Collection[asyncio.Task[_Result]]) -> None:
         """Say what became of deliveries, and see how the webhook fares."""
@@ -254,21 +257,25 @@ class _Pusher:
             return
         self._sending.difference_update(ended)
         results = [task.result() for task in ended]
-        delivered = [result.delivery.ack_id for result in results if result.sent.attempt.is_delivered]
+        # No attempt: the receiver has nothing to do with it.
+        await self._worker.give_back([result.delivery for result in results if result.sent is None])
+        sent = [(result.delivery, result.sent) for result in results if result.sent is not None]
+        if not sent:
+            return
+        delivered = [delivery.ack_id for delivery, one in sent if one.attempt.is_delivered]
         if delivered:
             await self._deliveries.ack(self._target.namespace, self._target.subscription, delivered)
-        for result in results:
-            if not result.sent.attempt.is_delivered:
-                await self._fail(result)
-        sent = [(result.sent, result.delivery.delivery_attempt) for result in results]
-        health, _ = await self._webhooks.record(self._target, sent)
+        for delivery, one in sent:
+            if not one.attempt.is_delivered:
+                await self._fail(delivery, one.attempt)
+        attempts = [(one, delivery.delivery_attempt) for delivery, one in sent]
+        health, _ = await self._webhooks.record(self._target, attempts)
         self._target = replace(self._target, health=health)
         self._serving = self._serving and not health.is_disabled
 
-    async def _fail(self, result: _Result) -> None:
+    async def _fail(self, delivery: subscription_pb2.Delivery, attempt: Attempt) -> None:
         """Have it delivered again after a pause, or park it after the last attempt."""
         namespace, subscription = self._target.namespace, self._target.subscription
-        delivery, attempt = result.delivery, result.sent.attempt
         policy = compiled(self._target.definition).policy
         if delivery.delivery_attempt >= policy.max_attempts:
             reason = f"HTTP {attempt.status}" if attempt.status else Outcome.Name(attempt.outcome)

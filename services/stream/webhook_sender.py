@@ -55,12 +55,16 @@ class WebhookSender:
             secrets.append(self._keys.unseal(_place(uid), webhook.previous_secret))
         return secrets
 
-    async def send(self, endpoint: Endpoint, secrets: Sequence[bytes], message: WebhookMessage) -> Sent:
-        """Send *message* once, signed by each of *secrets*."""
+    async def send(self, namespace: str, endpoint: Endpoint, secrets: Sequence[bytes], message: WebhookMessage) -> Sent:
+        """Send *message* of *namespace* once, signed by each of *secrets*.
+
+        Raises:
+            Unavailable: OVERLOADED, it was not sent because of a limit of ours.
+        """
         now = datetime.now(UTC)
         headers = signing.headers(secrets, message.id, int(now.timestamp()), message.body)
         try:
-            answer = await self._egress.post(endpoint, _HEADERS | headers, message.body)
+            answer = await self._egress.post(namespace, endpoint, _HEADERS | headers, message.body)
         except EgressFailure as failure:
             attempt = attempt_of(failure, now)
         else:

@@ -85,8 +85,12 @@ class Webhooks:
         )
 
     async def send(self, target: Target, message: WebhookMessage) -> Sent:
-        """Send *message* once."""
-        return await self._sender.send(target.endpoint, target.secrets, message)
+        """Send *message* once.
+
+        Raises:
+            Unavailable: OVERLOADED, it was not sent because of a limit of ours.
+        """
+        return await self._sender.send(target.namespace.id, target.endpoint, target.secrets, message)
 
     async def record(self, target: Target, sent: Sequence[tuple[Sent, int]]) -> tuple[Health, Sequence[store.Delivery]]:
         """Remember attempts, each given with its number among those of its message.

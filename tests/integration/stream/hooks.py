@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -23,6 +24,7 @@ from services.runtime.background import keep_running
 from services.runtime.rpc import generic_handler
 from services.stream import webhook_api
 from services.stream.endpoints import Receiver
+from services.stream.lookups import GetAddresses
 from services.stream.webhook_api import WebhookHandlers
 from services.stream.webhook_pushers import Pushers
 
@@ -36,8 +38,16 @@ NAME = f"{PARENT}/subscriptions/hook"
 class HookService(StreamService):
     """One replica. ``receivers`` are open to it."""
 
-    def __init__(self, owner: Path, nats_url: str, socket: Path, own_url: str, receivers: Sequence[Receiver]) -> None:
-        super().__init__(owner, nats_url, socket, own_url=own_url, receivers=receivers)
+    def __init__(
+        self,
+        owner: Path,
+        nats_url: str,
+        address: Path,
+        own_url: str,
+        receivers: Sequence[Receiver],
+        get_addresses: GetAddresses = socket.getaddrinfo,
+    ) -> None:
+        super().__init__(owner, nats_url, address, own_url=own_url, receivers=receivers, get_addresses=get_addresses)
         assert self.database is not None
         self._pushers = Pushers(self.database, self.deliveries, self.webhooks)
         handlers = WebhookHandlers(self.webhooks, bytes(32))

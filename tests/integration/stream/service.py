@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -38,6 +39,7 @@ from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hub import MAX_RING_BYTES
 from services.stream.hubs import Hubs
+from services.stream.lookups import GetAddresses
 from services.stream.multiplex import Connection, Multiplexer
 from services.stream.passes import Passes
 from services.stream.snapshots import ResumeTokens
@@ -82,19 +84,23 @@ class StreamService:
         self,
         owner: Path,
         nats_url: str,
-        socket: Path,
+        address: Path,
         *,
         ring_bytes: int = MAX_RING_BYTES,
         http_port: int = 0,
         own_url: str = "",
         receivers: Sequence[Receiver] = (),
+        get_addresses: GetAddresses = socket.getaddrinfo,
         public_tls: bool = False,
     ) -> None:
-        """*own_url*: its own database; without one there are only feeds. *receivers*: open to webhooks."""
-        self.grpc_address = f"unix:{socket}.sock"
-        self.http_socket = f"{socket}-http.sock"
+        """*own_url*: its own database; without one there are only feeds. *receivers*: open to webhooks.
+
+        *get_addresses*: what their names are looked up with.
+        """
+        self.grpc_address = f"unix:{address}.sock"
+        self.http_socket = f"{address}-http.sock"
         self._http_address = f"127.0.0.1:{http_port}" if http_port else f"unix:{self.http_socket}"
-        self.bus = Bus(nats_url, ("", ""), None, socket.name)
+        self.bus = Bus(nats_url, ("", ""), None, address.name)
         self._upstream = upstream.channel(f"unix:{owner}")
         self.access = AccessCopy(self._upstream, self.bus)
         self.logs = logs = Logs(self._upstream, self._upstream)
@@ -111,7 +117,7 @@ class StreamService:
         self._server.add_generic_rpc_handlers((handler,))
         self.database = Database(own_url) if own_url else None
         if self.database is not None:
-            self.egress = Egress(receivers, seconds=30)
+            self.egress = Egress(receivers, seconds=120, get_addresses=get_addresses)
             self.webhooks = Webhooks(self.database, WebhookSender(self.egress, SealingKeys({1: bytes(32)})), receivers)
             self.subscriptions = Subscriptions(self.database, logs, self.webhooks)
             self.deliveries = Deliveries(self.database, self.hubs, logs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from services.runtime.errors import Unavailable
 from services.stream.egress import MAX_RESPONSE, Answer, Egress, EgressFailure
 from services.stream.endpoints import Endpoint, parse_endpoint
+from services.stream.lookups import MAX_RUNNING, MAX_RUNNING_OF_ONE
 
 from .receiver import Behaviour, HookReceiver, drip, flood, garbage, reset, silence, status
 
@@ -53,7 +56,7 @@ async def egress(*receivers: HookReceiver, seconds: float = 30, names: Names | N
 
 async def post(made: Egress, url: str, *receivers: HookReceiver) -> Answer:
     endpoint = parse_endpoint(url, [server.opened for server in receivers])
-    return await made.post(endpoint, {"webhook-id": "1"}, b'{"a":1}')
+    return await made.post("tides", endpoint, {"webhook-id": "1"}, b'{"a":1}')
 
 
 async def reason(made: Egress, url: str, *receivers: HookReceiver) -> str:
@@ -184,7 +187,7 @@ async def test_a_public_name_that_leads_inside_is_not_connected_to(addresses: li
     port = listener.sockets[0].getsockname()[1]
     async with egress(names={"hooks.example.com": addresses}) as made:
         with pytest.raises(EgressFailure) as raised:
-            await made.post(Endpoint(f"https://hooks.example.com:{port}/", "hooks.example.com", port), {}, b"")
+            await made.post("tides", Endpoint(f"https://hooks.example.com:{port}/", "hooks.example.com", port), {}, b"")
     listener.close()
     await listener.wait_closed()
     assert raised.value.reason == "ADDRESS_REFUSED"
@@ -194,7 +197,7 @@ async def test_an_open_receiver_opens_its_own_port_and_nothing_else_on_loopback(
     async with egress(receiver, names={"hooks.example.com": ["127.0.0.1"]}) as made:
         other = Endpoint(f"https://hooks.example.com:{receiver.port}/", "hooks.example.com", receiver.port)
         with pytest.raises(EgressFailure) as raised:
-            await made.post(other, {}, b"")
+            await made.post("tides", other, {}, b"")
     assert raised.value.reason == "ADDRESS_REFUSED"
     assert receiver.connections == 0
 
@@ -222,6 +225,112 @@ async def test_a_name_that_starts_to_lead_inside_is_refused_at_its_next_connecti
 async def test_a_name_that_is_not_known_is_a_failure_without_what_the_resolver_said(receiver: HookReceiver) -> None:
     async with egress(names={}) as made:
         assert await reason(made, "https://hooks.example.com/") == "NAME_NOT_FOUND"
+
+
+class HangingResolver(Resolver):
+    """Says nothing about a name that it does not know, until it is ``released``. ``hanging`` look-ups wait for that."""
+
+    def __init__(self, names: Names) -> None:
+        super().__init__(names)
+        self.hanging = 0
+        self.released = threading.Event()
+        self._changed = threading.Condition()
+
+    def __call__(self, host: str, port: int, **more: Any) -> list[tuple[Any, ...]]:
+        if host not in self.names:
+            self._change(1)
+            self.released.wait()
+            self._change(-1)
+        return super().__call__(host, port, **more)
+
+    def _change(self, by: int) -> None:
+        with self._changed:
+            self.hanging += by
+            self._changed.notify_all()
+
+    async def wait_for(self, count: int) -> None:
+        """Wait until *count* look-ups hang."""
+
+        def wait() -> bool:
+            with self._changed:
+                return self._changed.wait_for(lambda: self.hanging == count, 30)
+
+        assert await asyncio.to_thread(wait)
+
+
+@asynccontextmanager
+async def hanging(receiver: HookReceiver, seconds: float) -> AsyncIterator[tuple[Egress, HangingResolver]]:
+    """Only the name of *receiver* is answered for."""
+    resolver = HangingResolver({receiver.name: ["127.0.0.1"]})
+    made = Egress([receiver.opened], seconds=seconds, get_addresses=resolver)
+    try:
+        yield made, resolver
+    finally:
+        resolver.released.set()
+        await made.close()
+
+
+async def of_dead_name(made: Egress, namespace: str) -> str:
+    """What comes of a request of *namespace* to a name that nobody says anything about."""
+    try:
+        await made.post(namespace, parse_endpoint("https://dead.example.com/"), {}, b"")
+    except EgressFailure as failure:
+        return failure.reason
+    except Unavailable as failure:
+        return failure.reason
+    raise AssertionError("there was an answer")
+
+
+async def test_names_that_nobody_answers_for_leave_room_for_the_names_of_other_namespaces(tmp_path: Path) -> None:
+    receiver = HookReceiver(tmp_path, name="hooks.test")
+    await receiver.start()
+    async with hanging(receiver, seconds=60) as (made, resolver):
+        dead = [asyncio.create_task(of_dead_name(made, "reefs")) for _ in range(MAX_RUNNING)]
+        await resolver.wait_for(MAX_RUNNING_OF_ONE)
+        endpoint = parse_endpoint(receiver.url(), [receiver.opened])
+        assert (await made.post("tides", endpoint, {}, b"")).status == 204
+        assert resolver.hanging == MAX_RUNNING_OF_ONE
+        for task in dead:
+            task.cancel()
+        await asyncio.gather(*dead, return_exceptions=True)
+    await receiver.stop()
+
+
+async def test_a_look_up_counts_until_the_resolver_is_done_with_it_and_who_finds_no_room_was_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.stream.lookups.PATIENCE_SECONDS", 0.05)
+    receiver = HookReceiver(tmp_path, name="hooks.test")
+    await receiver.start()
+    async with hanging(receiver, seconds=0.2) as (made, resolver):
+        outcomes = await asyncio.gather(*(of_dead_name(made, "reefs") for _ in range(MAX_RUNNING_OF_ONE)))
+        assert outcomes == ["TIMEOUT"] * MAX_RUNNING_OF_ONE
+        assert await of_dead_name(made, "reefs") == "OVERLOADED"
+        assert len(resolver.asked) == 0
+        resolver.released.set()
+        await resolver.wait_for(0)
+        async with asyncio.timeout(30):
+            while await of_dead_name(made, "reefs") != "NAME_NOT_FOUND":
+                pass
+    await receiver.stop()
+
+
+async def test_waiting_for_a_turn_uses_up_nothing_of_the_time_for_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.stream.lookups.PATIENCE_SECONDS", 600)
+    receiver = HookReceiver(tmp_path, name="hooks.test")
+    await receiver.start()
+    async with hanging(receiver, seconds=0.2) as (made, resolver):
+        held = [asyncio.create_task(of_dead_name(made, "reefs")) for _ in range(MAX_RUNNING_OF_ONE)]
+        await resolver.wait_for(MAX_RUNNING_OF_ONE)
+        waiting = asyncio.create_task(of_dead_name(made, "reefs"))
+        assert set(await asyncio.gather(*held)) == {"TIMEOUT"}
+        await asyncio.sleep(0.5)
+        assert not waiting.done()
+        resolver.released.set()
+        assert await waiting in ("NAME_NOT_FOUND", "TIMEOUT")
+    await receiver.stop()
 
 
 async def test_proxies_in_the_environment_do_not_count(receiver: HookReceiver, monkeypatch: pytest.MonkeyPatch) -> None:

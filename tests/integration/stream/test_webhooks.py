@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import random
+import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -56,8 +58,9 @@ async def make_hooks(
     made: list[HookService] = []
 
     async def make(**options: Any) -> HookService:
-        socket = run_folder / f"hooks{len(made)}"
-        made.append(HookService(owner.socket, nats_server.url, socket, own_url, [receiver.opened], **options))
+        options.setdefault("receivers", [receiver.opened])
+        address = run_folder / f"hooks{len(made)}"
+        made.append(HookService(owner.socket, nats_server.url, address, own_url, **options))
         await made[-1].start()
         return made[-1]
 
@@ -575,6 +578,46 @@ async def test_all_webhooks_together_send_no_more_requests_at_a_time_than_there_
             await editor.create(receiver.url(), id=f"hook{number}")
         await receiver.wait_for(16)
     assert 1 <= most <= 2
+
+
+async def test_what_finds_no_room_for_a_look_up_is_no_attempt_and_is_sent_later(
+    owner: Owner, make_hooks: MakeHooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.stream.lookups.MAX_RUNNING_OF_ONE", 1)
+    monkeypatch.setattr("services.stream.lookups.PATIENCE_SECONDS", 0.05)
+    released = threading.Event()
+
+    def look_up(host: str, port: int, **more: Any) -> list[tuple[Any, ...]]:
+        released.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    receiver = HookReceiver(tmp_path, name="slow.test")
+    await receiver.start()
+    try:
+        service = await make_hooks(receivers=[receiver.opened], get_addresses=look_up)
+        before = _crowded_out()
+        async with service.editor() as editor:
+            await editor.create(receiver.url())
+            revision = await owner.write(TIDES, {("buoy", name): {} for name in ("b1", "b2", "b3")})
+            async with asyncio.timeout(60):
+                while True:
+                    if _crowded_out() >= before + 5:
+                        break
+                    await asyncio.sleep(0.05)
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await editor.webhooks("TestWebhook", name=NAME)
+            assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+            released.set()
+            await editor.get_until(is_idle)
+            assert sorted(changes_of(receiver.requests)) == [("b1", revision), ("b2", revision), ("b3", revision)]
+            assert [(one.attempt, one.outcome) for one in await editor.deliveries()] == [(1, Outcome.DELIVERED)] * 3
+    finally:
+        released.set()
+        await receiver.stop()
+
+
+def _crowded_out() -> float:
+    return REGISTRY.get_sample_value("strandline_stream_lookups_crowded_out_total") or 0
 
 
 class _Gate:
