@@ -152,15 +152,15 @@ def adapt_unary(method: Method, handler: Any, admit: Admission) -> Any:
 
 
 def adapt_stream(method: Method, handler: Any, admit: Admission) -> Any:
-    async def stream(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message | bytes]:
+    # No generator: one that is suspended in its `yield` when the client goes is closed when somebody collects it.
+    async def stream(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         try:
             request = method.parse(raw)
             call = call_of(context)
             await admit(method, request, call)
-            async for response in handler(request, call):
-                yield response
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
+            async with aclosing(handler(request, call)) as responses:
+                async for response in responses:
+                    await context.write(response)
         except Exception as failure:
             await abort(context, failure, status_of(failure, method.path))
 
@@ -168,7 +168,7 @@ def adapt_stream(method: Method, handler: Any, admit: Admission) -> Any:
 
 
 def adapt_both_ways(method: Method, handler: Any, admit: Admission) -> Any:
-    # No generator: one that is suspended in its `yield` when the client goes is closed when somebody collects it.
+    # No generator, as above.
     async def converse(raw_requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> None:
         try:
             call = call_of(context)

@@ -1,10 +1,11 @@
-"""What a client on the wire sees of requests that are none."""
+"""What a client on the wire sees of requests that are none, and what becomes of a stream whose client goes."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import string
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
@@ -13,13 +14,14 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from strandline.stream.v1 import log_service_pb2
+from strandline.stream.v1 import feed_pb2, log_service_pb2, stream_service_pb2
 
 from services.runtime import errors, rpc
 from services.runtime.call import Call
 
 FIND = "/strandline.stream.v1.LogService/FindRevision"
 READ = "/strandline.stream.v1.LogService/ReadUnits"
+SERVICE = stream_service_pb2.DESCRIPTOR.services_by_name["StreamService"].full_name
 
 
 class Handlers:
@@ -118,3 +120,41 @@ async def test_an_error_about_names_of_any_length_arrives_within_what_every_clie
     first = request_.field_violations[0]
     assert first.field.removeprefix("/")[:50] == name[:50]
     assert len(request_.field_violations) > (40 if name == "short" else 0)
+
+
+class Streams:
+    """A stream without end, which is not collected: this keeps it."""
+
+    def __init__(self) -> None:
+        self.streams: list[AsyncGenerator[Message, None]] = []
+        self.closed = asyncio.Event()
+
+    def watch(self, request: Message, call: Call) -> AsyncGenerator[Message, None]:
+        async def messages() -> AsyncGenerator[Message, None]:
+            try:
+                while True:
+                    yield feed_pb2.WatchResponse(epoch="x" * 100_000)  # soon the client is sent no more unasked
+            finally:
+                self.closed.set()
+
+        self.streams.append(messages())
+        return self.streams[-1]
+
+    def __getattr__(self, name: str) -> object:
+        return None  # the other RPCs of the service
+
+
+async def test_a_stream_whose_client_goes_is_closed_at_once_and_not_when_somebody_collects_it(tmp_path: Path) -> None:
+    streams = Streams()
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((rpc.generic_handler(SERVICE, streams, admit),))
+    address = f"unix:{tmp_path}/s"
+    server.add_insecure_port(address)
+    await server.start()
+    async with grpc.aio.insecure_channel(address) as channel:
+        watching = channel.unary_stream(f"/{SERVICE}/Watch")(b"")
+        await watching.read()
+        watching.cancel()
+        async with asyncio.timeout(30):
+            await streams.closed.wait()
+    await server.stop(None)

@@ -142,6 +142,12 @@ class StreamService:
         """As the metrics tell it."""
         return int(REGISTRY.get_sample_value("strandline_stream_feeds_open") or 0)
 
+    async def emptied(self) -> None:
+        """Return when no feed is open any more."""
+        async with asyncio.timeout(30):
+            while self.open_feeds:
+                await asyncio.sleep(0.02)
+
     async def drain(self) -> None:
         self._multiplexer.drain()
         await self._feeds.drain()

@@ -251,3 +251,15 @@ async def test_a_snapshot_that_was_left_for_too_long_is_expired(
             await reader.next()
     assert raised.value.code() == grpc.StatusCode.OUT_OF_RANGE
     assert reason(raised.value)[0] == "SNAPSHOT_EXPIRED"
+
+
+async def test_a_client_that_goes_takes_its_feed_along_even_when_it_reads_nothing(
+    owner: Owner, stream: StreamService
+) -> None:
+    for number in range(10):
+        await owner.put(TIDES, f"b{number}", text="x" * 100_000)  # more than a client is sent unasked
+    async with stream.watch(after_revision=0) as reader, stream.watch(after_revision=0) as other:
+        await reader.until(10)
+        await other.next()
+        assert stream.open_feeds == 2
+    await stream.emptied()

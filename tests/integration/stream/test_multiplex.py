@@ -139,15 +139,7 @@ async def test_a_watch_that_is_canceled_while_it_is_opened_leaves_nothing_behind
             while not (response := await client.next(str(number))).HasField("canceled"):
                 pass
             assert response.canceled.status.code == 1
-        await emptied(stream)
-
-
-async def emptied(stream: StreamService) -> None:
-    """Return when no feed is open any more."""
-    deadline = time.monotonic() + 15
-    while stream.open_feeds:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
+        await stream.emptied()
 
 
 async def test_the_client_that_goes_takes_its_watches_along(owner: Owner, stream: StreamService) -> None:
@@ -156,7 +148,7 @@ async def test_the_client_that_goes_takes_its_watches_along(owner: Owner, stream
             for number in range(5):
                 await client.open(str(number), now=True)
             assert stream.open_feeds == 5
-        await emptied(stream)
+        await stream.emptied()
 
 
 async def test_who_asks_for_nothing_more_still_reads(owner: Owner, stream: StreamService) -> None:
@@ -305,7 +297,7 @@ async def test_a_refresh_with_a_token_of_somebody_else_ends_the_connection(
         await client.send(refresh={"access_token": token()})
         assert (await reader.end()).reason == End.REQUEST_INVALID
         assert await client.failure() == "TOKEN_INVALID"
-    await emptied(stream)
+    await stream.emptied()
 
 
 @TRANSPORTS
@@ -381,7 +373,7 @@ async def test_a_request_of_half_a_megabyte_ends_the_connection(stream: StreamSe
         with suppress(ConnectionError):  # closed before it has arrived
             await client.create("big", filter="x" * 500_000)
         await client.over()
-    await emptied(stream)
+    await stream.emptied()
 
 
 BAD_FRAMES = {
