@@ -152,7 +152,8 @@ async def test_a_stream_whose_client_goes_is_closed_at_once_and_not_when_somebod
     server.add_insecure_port(address)
     await server.start()
     async with grpc.aio.insecure_channel(address) as channel:
-        watching = channel.unary_stream(f"/{SERVICE}/Watch")(b"")
+        watch = cast(grpc.aio.UnaryStreamMultiCallable[bytes, bytes], channel.unary_stream(f"/{SERVICE}/Watch"))
+        watching = watch(b"")
         await watching.read()
         watching.cancel()
         async with asyncio.timeout(30):

@@ -145,7 +145,9 @@ class StreamService:
     async def emptied(self) -> None:
         """Return when no feed is open any more."""
         async with asyncio.timeout(30):
-            while self.open_feeds:
+            while True:
+                if not self.open_feeds:
+                    return
                 await asyncio.sleep(0.02)
 
     async def drain(self) -> None:
