@@ -28,7 +28,7 @@ from services.stream.changes import Changes
 from services.stream.envelopes import AboutWatch
 from services.stream.feed import Feed
 from services.stream.feeds import Feeds
-from services.stream.frames import parse_frame
+from services.stream.frames import Misfit, parse_frame
 from services.stream.messages import Message, OtherMessage
 from services.stream.multiplex import MAX_REQUEST_BYTES, Connection, Multiplexer, canceled
 from services.stream.origins import check_origin, check_own_page
@@ -225,12 +225,12 @@ async def _websocket_of_many(request: web.Request, connection: Connection) -> we
     return socket
 
 
-async def _requests(socket: web.WebSocketResponse) -> AsyncIterator[WatchManyRequest]:
+async def _requests(socket: web.WebSocketResponse) -> AsyncIterator[WatchManyRequest | Misfit]:
     async for frame in socket:
         if frame.type is WSMsgType.TEXT:
             yield parse_frame(frame.data)
         elif frame.type is WSMsgType.BINARY:
-            raise invalid_field("request", "must be one WatchManyRequest as JSON, in a text frame")
+            yield Misfit(invalid_field("request", "must be one WatchManyRequest as JSON, in a text frame"))
 
 
 async def _send_many(socket: web.WebSocketResponse, connection: Connection) -> None:

@@ -26,6 +26,7 @@ from services.runtime.tokens import LEEWAY
 from services.stream.envelopes import AboutWatch, Envelope, OfWatch
 from services.stream.feed import Feed
 from services.stream.feeds import Feeds
+from services.stream.frames import Misfit
 from services.stream.outbox import Outbox
 from services.stream.permit import Ended
 
@@ -33,6 +34,8 @@ MAX_WATCHES = 100
 # A watch that is over may still wait with its last word. With so many in all, nothing more is read from the client.
 MAX_TASKS = 2 * MAX_WATCHES
 MAX_REQUEST_BYTES = 256 * 1024
+# What the watches of a connection were asked with, in sum: a watch keeps its request, for its ids.
+MAX_HELD_BYTES = 8 * 2**20
 # How long the watches of a connection that ends may take for their last words: they look up every second.
 GOODBYE_SECONDS = 5.0
 # So much later than its watches ends a connection whose token has expired.
@@ -89,20 +92,24 @@ class Connection:
         self._method = method
         self._principal = call.identified()
         self._watches: dict[str, _Watch] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], int] = {}  # and the size of what each was asked with
         self._outbox: Outbox[Envelope | None] = Outbox()
         self._failure: Error | None = None
         self._ends_when_idle = False
         self._news = asyncio.Event()
 
-    async def read(self, requests: AsyncIterator[WatchManyRequest]) -> None:
+    async def read(self, requests: AsyncIterator[WatchManyRequest | Misfit]) -> None:
         """Do what the client asks, in this order, until it asks no more or asks for what cannot be.
 
-        The outcome of a request that concerns one watch is a response. One that is none ends the connection.
+        The outcome of a request that concerns one watch is a response. One that is none ends the connection, unless it
+        is about a watch that is not there: then it is refused as that watch.
         """
         try:
             async for request in requests:
-                await self._take(request)
+                if isinstance(request, Misfit):
+                    await self._refuse(request)
+                else:
+                    await self._take(request)
         except Error as failure:
             self._failure = self._failure or failure
             self.closing = True
@@ -180,6 +187,13 @@ class Connection:
             case _:
                 raise invalid_field("request", "must be one of create, cancel, progress and refresh")
 
+    async def _refuse(self, misfit: Misfit) -> None:
+        # Said of a watch that there is, it would be taken for its end.
+        if not misfit.watch_id or misfit.watch_id in self._watches:
+            raise misfit.error
+        check_rules(WatchManyRequest.Create(watch_id=misfit.watch_id))
+        await self._say_canceled(misfit.watch_id, status_of_error(misfit.error))
+
     async def _create(self, request: WatchManyRequest.Create) -> None:
         check_rules(WatchManyRequest.Create(watch_id=request.watch_id))
         while len(self._tasks) >= MAX_TASKS:
@@ -188,17 +202,23 @@ class Connection:
             # Said of the watch, it would be taken for a word about the one that there is.
             taken = f"there is a watch {request.watch_id} already"
             raise AlreadyExists("ALREADY_EXISTS", taken, watch_id=request.watch_id)
-        if len(self._watches) >= MAX_WATCHES:
-            full = ResourceExhausted(
-                "TOO_MANY_WATCHES", "the connection has as many watches as it may have", limit=str(MAX_WATCHES)
-            )
+        if (full := self._is_full(request)) is not None:
             await self._say_canceled(request.watch_id, status_of_error(full))
             return
         watch = _Watch(request.watch_id, Call(metadata={}, principal=self._principal))
         self._watches[watch.id] = watch
         watch.task = asyncio.create_task(self._run(watch, request.watch))
-        self._tasks.add(watch.task)
-        watch.task.add_done_callback(self._tasks.discard)
+        self._tasks[watch.task] = request.ByteSize()
+        watch.task.add_done_callback(self._tasks.pop)
+
+    def _is_full(self, request: WatchManyRequest.Create) -> ResourceExhausted | None:
+        if len(self._watches) >= MAX_WATCHES:
+            message = "the connection has as many watches as it may have"
+            return ResourceExhausted("TOO_MANY_WATCHES", message, limit=str(MAX_WATCHES))
+        if sum(self._tasks.values()) + request.ByteSize() > MAX_HELD_BYTES:
+            message = "the requests of the connection's watches are together larger than they may be, in bytes"
+            return ResourceExhausted("WATCHES_TOO_LARGE", message, limit=str(MAX_HELD_BYTES))
+        return None
 
     async def _cancel(self, watch_id: str) -> None:
         watch = self._watches.pop(watch_id, None)

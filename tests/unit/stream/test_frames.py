@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strandline.stream.v1.stream_service_pb2 import WatchManyRequest
 
-from services.runtime.errors import InvalidArgument
-from services.stream.frames import parse_frame
+from services.stream.frames import Misfit, parse_frame
 
 NAMES = st.sampled_from(["create", "cancel", "progress", "refresh", "watchId", "watch_id", "watch", "now", "afterTime"])
 JSON = st.recursive(
@@ -23,22 +22,53 @@ JSON = st.recursive(
 
 @given(JSON.map(json.dumps) | st.text(max_size=30))
 def test_any_frame_is_a_request_or_refused_as_an_invalid_argument(text: str) -> None:
-    refusal = None
-    try:
-        request = parse_frame(text)
-    except InvalidArgument as failure:
-        refusal = failure
-    if refusal is None:
-        assert parse_frame(json_format.MessageToJson(request)) == request
+    read = parse_frame(text)
+    if isinstance(read, Misfit):
+        assert read.error.reason in ("INVALID_FIELD", "UNKNOWN_FIELD")
+        assert read.error.violations
+        assert "google" not in read.error.message
     else:
-        assert refusal.reason in ("INVALID_FIELD", "UNKNOWN_FIELD")
-        assert "google" not in refusal.message
+        assert parse_frame(json_format.MessageToJson(read)) == read
 
 
-def test_an_unknown_field_is_named() -> None:
-    with pytest.raises(InvalidArgument) as refused:
-        parse_frame('{"create": {"watchId": "a", "watch": {"since": 1}}}')
-    assert (refused.value.reason, refused.value.violations[0].field) == ("UNKNOWN_FIELD", "since")
+MISFITS = {
+    '{"create": {"watchId": "a", "watch": {"since": 1}}}': ("a", "create.watch.since"),
+    '{"create": {"watchId": "a", "watch": {"types": "buoy"}}}': ("a", "create.watch.types"),
+    '{"create": {"watchId": "a", "watch": {"types": ["buoy", 7]}}}': ("a", "create.watch.types[1]"),
+    '{"create": {"watchId": "a", "watch": {"readMask": [null]}}}': ("a", "create.watch.read_mask[0]"),
+    '{"create": {"watchId": "a", "watch": {"now": "true"}}}': ("a", "create.watch.now"),
+    '{"create": {"watchId": "a", "watch": {"afterRevision": "x"}}}': ("a", "create.watch.after_revision"),
+    '{"create": {"watchId": "a", "watch": {"afterRevision": 1e400}}}': ("a", "create.watch.after_revision"),
+    '{"create": {"watchId": "a", "watch": {"afterTime": "today"}}}': ("a", "create.watch.after_time"),
+    '{"create": {"watchId": "a", "watch": {"progressInterval": "1h"}}}': ("a", "create.watch.progress_interval"),
+    '{"create": {"watchId": "a", "watch": {"now": true, "snapshot": true}}}': ("a", "create.watch.snapshot"),
+    '{"create": {"watchId": "a", "watch": {"after_revision": 1, "afterRevision": 2}}}': (
+        "a",
+        "create.watch.after_revision",
+    ),
+    '{"create": {"watchId": "a", "watch": 7}}': ("a", "create.watch"),
+    '{"create": {"watch_id": "a", "watch": []}}': ("a", "create.watch"),
+    '{"cancel": {"watchId": "a", "why": ""}}': ("a", "cancel.why"),
+    '{"create": {"watchId": 7, "watch": {}}}': ("", "create.watch_id"),
+    '{"create": {"watchId": "a", "watch_id": "b"}}': ("", "create.watch_id"),
+    '{"create": {"watchId": "a", "watch_id": null}}': ("", "create.watch_id"),
+    '{"create": "a"}': ("", "create"),
+    '{"subscribe": {}}': ("", "subscribe"),
+    '{"cancel": {"watchId": "a"}, "progress": {"watchId": "a"}}': ("", "progress"),
+    '{"cancel": {"watchId": "a", "watchId": "b"}}': ("", "watchId"),
+    "[1]": ("", "request"),
+    "{": ("", "request"),
+    "[" * 60_000: ("", "request"),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), MISFITS.items(), ids=[text[:60] for text in MISFITS])
+def test_what_misfits_is_named_by_its_path_with_the_watch_that_it_is_about(
+    text: str, expected: tuple[str, str]
+) -> None:
+    misfit = parse_frame(text)
+    assert isinstance(misfit, Misfit)
+    assert (misfit.watch_id, misfit.error.violations[0].field) == expected
 
 
 def test_names_may_be_written_in_both_ways() -> None:
