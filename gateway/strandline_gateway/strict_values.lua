@@ -1,7 +1,7 @@
 -- Whether the text of a scalar fits its field, in a body or a query. Only what can be told in passing; the transcoder
 -- checks everything again.
 --
--- A field says its `format`: "int32", "int64", "base64", "time" or "enum", the last with `enum`, a table
+-- A field says its `format`: "int32", "int64", "base64", "time", "duration" or "enum", the last with `enum`, a table
 -- {names = {NAME = true}, message}. A field without one takes anything of its kind.
 
 -- Largest magnitudes, in digits, and the power of two that no number of another notation may reach.
@@ -25,10 +25,34 @@ local function is_integer(text, range)
   return #digits < #most or #digits == #most and digits <= most
 end
 
+local DAYS = { 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31 }
+
+local function days_of(year, month)
+  if month == 2 and year % 4 == 0 and (year % 100 ~= 0 or year % 400 == 0) then return 29 end
+  return DAYS[month] or 0
+end
+
+-- A fraction of a second as protobuf takes it: nothing, or a point and up to nine digits.
+local function is_fraction(text) return text == "" or #text <= 10 and string.find(text, "^%.%d+$") ~= nil end
+
 local function is_time(text)
-  local fraction = string.match(text, "^%d%d%d%d%-%d%d%-%d%dT%d%d:%d%d:%d%d(.*)$")
-  if fraction == nil then return false end
-  return string.find(fraction, "^%.?%d*Z$") ~= nil or string.find(fraction, "^%.?%d*[+-]%d%d:%d%d$") ~= nil
+  local form = "^(%d%d%d%d)%-(%d%d)%-(%d%d)T(%d%d):(%d%d):(%d%d)([%d.]*)(.*)$"
+  local year, month, day, hour, minute, second, fraction, zone = string.match(text, form)
+  if year == nil or not is_fraction(fraction) then return false end
+  year, month, day = tonumber(year), tonumber(month), tonumber(day)
+  if year < 1 or day < 1 or day > days_of(year, month) then return false end
+  if tonumber(hour) > 23 or tonumber(minute) > 59 or tonumber(second) > 59 then return false end
+  if zone == "Z" then return true end
+  local hours, minutes = string.match(zone, "^[+-](%d%d):(%d%d)$")
+  return hours ~= nil and tonumber(hours) <= 23 and tonumber(minutes) <= 59
+end
+
+-- 10,000 years: what protobuf's JSON takes.
+local MAX_SECONDS = 315576000000
+
+local function is_duration(text)
+  local seconds, fraction = string.match(text, "^%-?(%d+)([%d.]*)s$")
+  return seconds ~= nil and is_fraction(fraction) and #seconds < 20 and tonumber(seconds) <= MAX_SECONDS
 end
 
 local function is_enum(text, names)
@@ -41,6 +65,7 @@ local function value_fault(field, text)
   local range = INTEGERS[field.format]
   if range ~= nil then return not is_integer(text, range) and range.message or nil end
   if field.format == "time" then return not is_time(text) and "must be an RFC 3339 time" or nil end
+  if field.format == "duration" then return not is_duration(text) and "must be in seconds, like 2.5s" or nil end
   if field.format == "enum" then return not is_enum(text, field.enum.names) and field.enum.message or nil end
   return nil
 end

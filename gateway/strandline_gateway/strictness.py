@@ -33,6 +33,7 @@ FORMATS = {
     descriptor.FieldDescriptor.TYPE_BYTES: "base64",
     descriptor.FieldDescriptor.TYPE_ENUM: "enum",
 }
+MESSAGE_FORMATS = {"google.protobuf.Timestamp": "time", "google.protobuf.Duration": "duration"}
 SCRIPTS = ("problem_json.lua", "strict_values.lua", "strict_json.lua", "strict.lua")
 
 
@@ -121,7 +122,7 @@ def kind_of(field: descriptor.FieldDescriptor) -> str | None:
 def format_of(field: descriptor.FieldDescriptor) -> str | None:
     """The format that ``strict_values.lua`` checks in one value of *field*; None: none."""
     if field.message_type is not None:
-        return "time" if field.message_type.full_name == "google.protobuf.Timestamp" else None
+        return MESSAGE_FORMATS.get(field.message_type.full_name)
     return FORMATS.get(field.type)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from strandline.entity.v1 import entity_service_pb2
+from strandline.stream.v1 import subscription_service_pb2
 
 from tests.gateway_stack import Stack, stack
 
@@ -91,6 +92,66 @@ async def test_a_bad_value_is_an_invalid_field(stack: Stack, body: Any) -> None:
     reply = await stack.call("POST", ENTITIES, body)
     assert (reply.status, reply.reason) == (400, "INVALID_FIELD")
     assert "EntityService.CreateEntity" not in stack.seen
+
+
+TIMES = {
+    "2024-02-29T23:59:59.123456789Z": True,
+    "2000-02-29T00:00:00+23:59": True,
+    "0001-01-01T00:00:00Z": True,
+    "9999-12-31T23:59:59.9-00:00": True,
+    "1900-02-29T00:00:00Z": False,
+    "2026-13-01T00:00:00Z": False,
+    "2026-04-31T00:00:00Z": False,
+    "2026-01-00T00:00:00Z": False,
+    "2026-01-01T24:00:00Z": False,
+    "2026-01-01T00:00:60Z": False,
+    "2026-01-01T00:00:00.1234567890Z": False,
+    "2026-01-01T00:00:00.1.2Z": False,
+    "2026-01-01T00:00:00.Z": False,
+    "2026-01-01T00:00:00": False,
+    "2026-01-01T00:00:00+24:00": False,
+    "2026-01-01T00:00:00z": False,
+    "0000-01-01T00:00:00Z": False,
+    "": False,
+}
+DURATIONS = {
+    "0s": True,
+    "-2.5s": True,
+    "0.123456789s": True,
+    "315576000000s": True,
+    "315576000001s": False,
+    "1h": False,
+    "60": False,
+    "1.2.3s": False,
+    "1.s": False,
+    ".5s": False,
+    "1e3s": False,
+    "0.1234567890s": False,
+    "99999999999999999999s": False,
+    "": False,
+}
+
+
+@pytest.mark.parametrize(("text", "is_time"), TIMES.items(), ids=TIMES)
+async def test_a_time_is_one_or_its_field_is_named(stack: Stack, text: str, is_time: bool) -> None:
+    reply = await stack.call("POST", ENTITIES, {"expireTime": text})
+    assert reply.status == (200 if is_time else 400), reply
+    if not is_time:
+        assert reply.reason == "INVALID_FIELD"
+        assert [each["pointer"] for each in reply.json["violations"]] == ["/expireTime"]
+
+
+@pytest.mark.parametrize(("text", "is_duration"), DURATIONS.items(), ids=DURATIONS)
+async def test_a_duration_is_one_or_its_field_is_named(stack: Stack, text: str, is_duration: bool) -> None:
+    async def create(request: Any, _context: Any) -> Any:
+        return subscription_service_pb2.CreateSubscriptionResponse(subscription=request.subscription)
+
+    stack.answers["SubscriptionService.CreateSubscription"] = create
+    reply = await stack.call("POST", "/v1/namespaces/demo/subscriptions", {"retryPolicy": {"minBackoff": text}})
+    assert reply.status == (200 if is_duration else 400), reply
+    if not is_duration:
+        assert reply.reason == "INVALID_FIELD"
+        assert [each["pointer"] for each in reply.json["violations"]] == ["/retryPolicy/minBackoff"]
 
 
 @pytest.mark.parametrize(
