@@ -25,6 +25,10 @@ AUDIENCE = "strandline"
 TOKEN_TYPE = "at+jwt"
 MAX_LIFETIME = 15 * 60
 LEEWAY = 5
+# How long the tokens of the user service live; and how long it is remembered that a session was ended: longer than any
+# proof of it counts, a minute of it for clocks that disagree and for the news to arrive.
+ACCESS_SECONDS = 10 * 60
+REVOCATION_SECONDS = ACCESS_SECONDS + 60
 MAX_TOKEN_BYTES = 4096
 _REMEMBERED = 10_000
 _SUBJECT = re.compile(r"[A-Za-z0-9:_-]{1,64}")

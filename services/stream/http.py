@@ -101,14 +101,17 @@ class HttpPort:
     async def _admit(self, method: Method, message: ProtoMessage, request: web.Request, parent: str) -> Call:
         """The call of *request*, let in by its token or, where the method takes one, by the cookie for *parent*."""
         call = Call(metadata={key.lower(): value for key, value in request.headers.items()})
-        cookie = request.cookies.get(self._passes.cookie_name) if method.takes_cookie else None
-        if cookie is None:
+        cookies = _cookies(request, self._passes.cookie_name) if method.takes_cookie else []
+        if not cookies:
             await self._gate.admit(method, message, call)
             return call
+        if len(cookies) > 1:
+            # A site next door can add one of its own, for the domain of both: nobody knows which of them is ours.
+            raise invalid_field("cookie", f"{self._passes.cookie_name} is given twice")
         if "authorization" in call.metadata:
             raise invalid_field("authorization", "is not taken together with the cookie: send one of them")
         check_own_page(call.metadata, request.host)
-        call.principal = self._passes.open_cookie(cookie, parent)
+        call.principal = self._passes.open_cookie(cookies[0], parent)
         await self._gate.admit_again(method, message, call)
         return call
 
@@ -128,6 +131,12 @@ class HttpPort:
         if is_held(request.headers.get("if-none-match", ""), page.etag):
             return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
         return web.Response(body=page.json, headers={**headers, "content-type": "application/json"})
+
+
+def _cookies(request: web.Request, name: str) -> list[str]:
+    """Every value that *request* gives the cookie *name*, over all headers."""
+    pairs = (pair.strip().partition("=") for sent in request.headers.getall("cookie", ()) for pair in sent.split(";"))
+    return [value for key, _, value in pairs if key == name]
 
 
 def upgrades(request: web.Request) -> bool:

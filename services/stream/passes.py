@@ -17,10 +17,11 @@ import orjson
 from services.runtime.call import Principal
 from services.runtime.errors import InvalidArgument, Unauthenticated
 from services.runtime.page_tokens import binding_of, open_token, seal
+from services.runtime.tokens import ACCESS_SECONDS
 
 TICKET_SECONDS: Final = 30
-# Revocations are kept for 11 minutes, a little longer than an access token lives.
-COOKIE_SECONDS: Final = 600
+# As long as an access token: what is remembered of ended sessions covers that (``REVOCATION_SECONDS``).
+COOKIE_SECONDS: Final = ACCESS_SECONDS
 # What a ticket or cookie is for when it is not for the feed of one namespace: the connection of many watches.
 MANY: Final = ""
 _Claims: TypeAlias = list[object]

@@ -12,8 +12,8 @@ from services.runtime.call import NO_QUOTA
 from services.runtime.changelog import CREATED, DELETED, UPDATED, Change
 from services.runtime.committer import Stamp
 from services.runtime.ids import uuid7
+from services.runtime.tokens import REVOCATION_SECONDS
 from services.user.model import SYSTEM, Member, Namespace, etag
-from services.user.sessions import ACCESS_LIFE
 
 Key = tuple[str, str]
 """(type, id) of a record."""
@@ -59,8 +59,7 @@ def membership_data(member: Member) -> dict[str, Any]:
 
 
 def revocation_data(user_id: str, ended_at: datetime) -> dict[str, Any]:
-    # A minute more than the youngest access token lives, for clocks that disagree.
-    return {"user": user_id, "expiresAt": int((ended_at + ACCESS_LIFE).timestamp()) + 60}
+    return {"user": user_id, "expiresAt": int(ended_at.timestamp()) + REVOCATION_SECONDS}
 
 
 def created(key: Key, data: Mapping[str, Any], actor: str, stamp: Stamp) -> Change:

@@ -16,9 +16,10 @@ from enum import Enum, auto
 from typing import Final
 from uuid import UUID
 
+from services.runtime.tokens import ACCESS_SECONDS
 from services.user.model import EndReason, Session
 
-ACCESS_LIFE: Final = timedelta(minutes=10)
+ACCESS_LIFE: Final = timedelta(seconds=ACCESS_SECONDS)
 IDLE_LIFE: Final = timedelta(days=14)
 ABSOLUTE_LIFE: Final = timedelta(days=30)
 # How long the token before the newest may be presented again, because its answer may have been lost.

@@ -15,10 +15,12 @@ import aiohttp
 import grpc
 import psycopg
 import pytest
+from multidict import CIMultiDict
 from strandline.stream.v1 import ticket_service_pb2 as pb
 from strandline.stream.v1 import ticket_service_pb2_grpc
 
 from services.runtime.database import INDEX_WALKS_ONLY
+from services.runtime.tokens import LEEWAY, REVOCATION_SECONDS
 from services.stream import passes
 from services.stream.passes import Passes
 from services.stream.ticket_store import forget
@@ -68,9 +70,11 @@ class Browser:
 
     @asynccontextmanager
     async def get(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        sent = CIMultiDict(host=self.host)
+        sent.extend(headers)
         async with (
             self.stream.session(token="") as session,
-            session.get(f"http://stream{path}", headers={"host": self.host} | dict(headers)) as response,
+            session.get(f"http://stream{path}", headers=sent) as response,
         ):
             yield response
 
@@ -290,6 +294,16 @@ async def test_a_cookie_and_a_token_at_once_are_refused(browser: Browser) -> Non
     assert await browser.outcome(WATCH, headers) == (400, "INVALID_FIELD")
 
 
+async def test_a_cookie_that_is_sent_twice_is_refused_whichever_comes_first(browser: Browser) -> None:
+    stranger = access_token("0192f0a0-0000-7000-8000-00000000000f")
+    mine, planted = await browser.cookie(), await browser.cookie(token=stranger)
+    for sent in (f"{mine}; {planted}", f"{planted}; a=b; {mine}", f"{mine};{mine}"):
+        assert await browser.outcome(WATCH, EVENTS | {"cookie": sent}) == (400, "INVALID_FIELD"), sent
+    two_headers = CIMultiDict([("cookie", mine), ("cookie", planted), *EVENTS.items()])
+    assert await browser.outcome(WATCH, two_headers) == (400, "INVALID_FIELD")
+    assert await browser.outcome(WATCH, EVENTS | {"cookie": f"a=b; {mine}; x{planted}"}) == (200, "")
+
+
 async def test_a_cookie_expires_and_its_feeds_end(
     owner: Owner, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,6 +333,11 @@ async def test_the_cookies_of_a_session_that_ended_open_nothing_and_their_feeds_
     assert message["end"]["reason"] == "ACCESS_REVOKED"
     assert await browser.outcome(WATCH, headers) == (401, "TOKEN_INVALID")
     assert await browser.refused(unused) == "TICKET_INVALID"
+
+
+def test_ended_sessions_are_remembered_for_longer_than_their_youngest_cookie_counts() -> None:
+    fresh = 2  # seconds, after which every replica knows that a session was ended
+    assert passes.COOKIE_SECONDS + LEEWAY + fresh < REVOCATION_SECONDS
 
 
 async def test_a_removed_member_is_out_cookie_or_not(owner: Owner, browser: Browser) -> None:
