@@ -1,11 +1,14 @@
 -- What is done to a request before any filter looks at its token or its body.
--- LIMITS, by route name of what is transcoded: how many bytes a body may have.
+-- ROUTING_HEADER: its name. LIMITS, by route name of what is transcoded: how many bytes a body may have.
 
 function envoy_on_request(handle)
   local headers = handle:headers()
   -- The name of the scheme has no case (RFC 9110), but the token filter looks for "Bearer " to the letter.
   local token = string.match(headers:get("authorization") or "", "^[Bb][Ee][Aa][Rr][Ee][Rr] +(.*)$")
   if token ~= nil then headers:replace("authorization", "Bearer " .. token) end
+  -- Clients of gRPC send the routing header themselves. Of REST the path has it.
+  local namespace = string.match(headers:get(":path"), "^/v1/namespaces/([^/:?]+)")
+  if namespace ~= nil then headers:replace(ROUTING_HEADER, "namespace=" .. namespace) end
 
   local limit = LIMITS[handle:streamInfo():routeName()]
   if limit == nil then return end

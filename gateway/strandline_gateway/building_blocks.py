@@ -10,6 +10,11 @@ from strandline_gateway.topology import Topology, certificate_files
 Json: TypeAlias = dict[str, Any]
 
 EXTENSIONS = "type.googleapis.com/envoy.extensions"
+# The routing header (AIP-4222): the namespace that a call is about, `namespace={namespace}`.
+ROUTING_HEADER = "x-goog-request-params"
+# In percent: a replica takes twice its share of what is open before a namespace spreads to the next ones, so that a
+# large one is not bound to what one process can do.
+MAX_SHARE = 200
 # Beyond this many open connections new ones are closed at once: memory stays bounded.
 MAX_CONNECTIONS = 20_000
 
@@ -168,9 +173,17 @@ def cluster(name: str, address: Json, protocol: str, transport_socket: Json | No
             ]
         },
     }
+    if host:  # there may be several of it
+        fields["lb_policy"] = "RING_HASH"
+        fields["common_lb_config"] = {"consistent_hashing_lb_config": {"hash_balance_factor": MAX_SHARE}}
     if transport_socket is not None:
         fields["transport_socket"] = transport_socket
     return fields
+
+
+def by_namespace() -> list[Json]:
+    """Sends a namespace to the same replicas, so that batches grow and rings are shared; any answers rightly."""
+    return [{"header": {"header_name": ROUTING_HEADER}}]
 
 
 def only_unsent() -> Json:

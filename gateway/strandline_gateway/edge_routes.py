@@ -6,7 +6,7 @@ from typing import Any
 
 from strandline_gateway.access import hosts
 from strandline_gateway.arrival import signs_in
-from strandline_gateway.building_blocks import Json, only_unsent, typed
+from strandline_gateway.building_blocks import Json, by_namespace, only_unsent, typed
 from strandline_gateway.descriptor import HttpRule, Rpc, rpcs
 from strandline_gateway.edge_filters import (
     AUTH_BODY_LIMIT,
@@ -113,7 +113,7 @@ def route(topology: Topology, rpc: Rpc, name: str, match: Json, action: Json, fi
     found: Json = {
         "name": name,
         "match": match,
-        "route": {**action, "retry_policy": only_unsent()},
+        "route": {**action, "hash_policy": by_namespace(), "retry_policy": only_unsent()},
         # The scripts see whole bodies, and the transcoder whole answers; a limit of its own ends a body that is larger.
         "request_body_buffer_limit": topology.edge.body_limit,
         "typed_per_filter_config": {JWT: jwt_requirement(rpc), **filters},

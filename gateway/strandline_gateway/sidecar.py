@@ -9,6 +9,7 @@ from strandline_gateway.building_blocks import (
     Json,
     access_log,
     bootstrap,
+    by_namespace,
     cluster,
     connection_manager,
     extension,
@@ -97,7 +98,7 @@ def allow_list(topology: Topology, service: Service) -> Json:
 
 def outbound(target: str, socket: str) -> Json:
     """Plaintext from the service itself, over a socket only it can open, to the sidecar of *target*."""
-    route = {"cluster": target, **NO_TIMEOUT, "retry_policy": only_unsent()}
+    route = {"cluster": target, **NO_TIMEOUT, "hash_policy": by_namespace(), "retry_policy": only_unsent()}
     manager = connection_manager(
         f"to-{target}",
         [{"name": target, "domains": ["*"], "routes": [{"match": {"prefix": "/", "grpc": {}}, "route": route}]}],

@@ -74,6 +74,20 @@ def test_an_unknown_key_of_a_topology_is_refused() -> None:
         Topology.from_json(json.dumps(raw))
 
 
+def test_whatever_leads_to_replicas_sends_a_namespace_to_the_same_one() -> None:
+    hashes = [{"header": {"header_name": "x-goog-request-params"}}]
+    routes = [route for route in edge_routes() if route["name"] not in NOWHERE]
+    for file in ("edge.yaml", "stream-sidecar.yaml"):
+        resources = json.loads(generate(TOPOLOGY)[file])["static_resources"]
+        reached = {cluster["name"]: cluster for cluster in resources["clusters"] if "transport_socket" in cluster}
+        assert {cluster["lb_policy"] for cluster in reached.values()} == {"RING_HASH"}
+        for listener in resources["listeners"]:
+            manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+            if listener["name"].startswith("to-"):
+                routes += manager["route_config"]["virtual_hosts"][0]["routes"]
+    assert all(route["route"]["hash_policy"] == hashes for route in routes)
+
+
 # A stream without end that REST's callers have another form of.
 ONLY_GRPC = {"SubscriptionService.StreamingPull"}
 
