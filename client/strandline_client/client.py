@@ -140,6 +140,8 @@ class Client:
                         recording.received(message_of_protobuf(message))
                     yield message
             except ApiError as failure:
+                if recording is not None:
+                    recording.refused(failure.reason)
                 raise await self._credentials.judge(failure, metadata) from failure
 
         return self._follow(connect, watching.look, start, is_everything=selects_everything(selection))
@@ -184,6 +186,8 @@ class Client:
                         recording.received(message_of_json(message))
                     yield message
             except ApiError as failure:
+                if recording is not None:
+                    recording.refused(failure.reason)
                 raise await self._credentials.judge(failure, metadata) from failure
 
         return self._follow(connect, http_watching.look, start, is_everything=selects_everything(selection))

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from strandline.entity.v1 import entity_pb2
 from strandline.stream.v1 import feed_pb2
 
+from strandline_client.errors import LOST
 from strandline_client.json_data import json_of
 from strandline_client.position import Start
 
@@ -49,7 +50,7 @@ class PagedEntity:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message as it came. Exactly one of the last five is not None."""
+    """One message as it came. Exactly one of the others is not None; ``horizon`` goes with ``head``."""
 
     after: int
     revision: int
@@ -59,14 +60,21 @@ class Message:
     summary: tuple[int, str] | None = None
     head: int | None = None
     end: str | None = None
+    horizon: int = 0
 
 
 @dataclass
 class Session:
-    """One connection, and what came over it until it broke."""
+    """One connection, and what came over it until it broke. ``refusal``: the reason why, if the platform gave one."""
 
     start: Start
     messages: list[Message] = field(default_factory=list)
+    refusal: str = ""
+
+    @property
+    def lost_its_place(self) -> bool:
+        """Whether the platform said that the position is worth nothing any more: the reader has to begin again."""
+        return self.refusal in LOST or any(message.end in LOST for message in self.messages[-1:])
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ class Selection:
 
 @dataclass
 class Recording:
-    """One reader's feed from its first start on: the sessions after the first resume it."""
+    """One reader's feed from its first start on. A session resumes the one before it, unless that lost its place."""
 
     reader: str
     selection: Selection = field(default_factory=Selection)
@@ -108,6 +116,10 @@ class Recording:
     def received(self, message: Message) -> None:
         """A message came over the last connection."""
         self.sessions[-1].messages.append(message)
+
+    def refused(self, reason: str) -> None:
+        """The last connection was refused or ended for that."""
+        self.sessions[-1].refusal = reason
 
     @property
     def messages(self) -> Iterable[Message]:
@@ -137,7 +149,8 @@ def message_of_protobuf(message: feed_pb2.WatchResponse) -> Message:
         case "end":
             return Message(*position, end=feed_pb2.End.Reason.Name(message.end.reason))
         case _:
-            return Message(*position, head=message.progress.head_revision)
+            progress = message.progress
+            return Message(*position, head=progress.head_revision, horizon=progress.horizon_revision)
 
 
 def unit_of_protobuf(unit: feed_pb2.Unit) -> Unit:
@@ -167,7 +180,8 @@ def message_of_json(message: Mapping[str, Any]) -> Message:
         return Message(*position, summary=(int(done["count"]), done["hash"]))
     if "end" in message:
         return Message(*position, end=message["end"]["reason"])
-    return Message(*position, head=int(message["progress"]["headRevision"]))
+    progress = message["progress"]
+    return Message(*position, head=int(progress["headRevision"]), horizon=int(progress["horizonRevision"]))
 
 
 def unit_of_json(unit: Mapping[str, Any]) -> Unit:

@@ -26,6 +26,11 @@ class Start:
     after_time: datetime | None = None
     resume_token: str = ""
 
+    @property
+    def resumes(self) -> bool:
+        """Whether it names a place in the feed, rather than whatever the log holds by then."""
+        return self.after_revision is not None or bool(self.resume_token)
+
     def query(self) -> list[tuple[str, str]]:
         """As parameters of a URL."""
         if self.resume_token:
@@ -119,7 +124,7 @@ class Position:
     def _end(self, end: Ending, seen: Seen) -> None:
         if end.reason not in RESUMABLE:
             raise FeedEnded(end.reason, end.detail, seen.epoch, seen.revision)
-        if self.start.after_revision is None and not self.start.resume_token:
+        if not self.start.resumes:
             # Nothing came yet, so there is nothing to join up with: the next try begins wherever the log is by then.
             self._ranges = self._begin()
         raise ApiError("UNAVAILABLE", end.reason, end.detail)

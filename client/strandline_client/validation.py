@@ -7,7 +7,8 @@ The promises, by the name of their check:
 - ``reliable``: every committed unit that concerns the reader comes, and nothing comes that was not committed.
 - ``atomic``: the changes of a unit come together, all of them.
 - ``dense``: revisions have no holes, ranges join up, and who asked for everything gets every revision of a range.
-- ``resumable``: a connection begins exactly where the one before it ended.
+- ``resumable``: a connection begins exactly where the one before it ended; anew only after the platform said, by its
+  ``End`` or a refusal, that this place is lost.
 - ``bookmarkable``: what was said to be complete is complete: nothing that lies at or below it comes later.
 - ``filter``: nothing comes that does not match.
 - ``enter_leave``: the kind of a change says how it crosses the filter.
@@ -23,9 +24,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from strandline_client.errors import Check, FeedViolation
-from strandline_client.history import Acknowledgement, Change, Json, Message, Recording, Selection, Unit
+from strandline_client.history import Acknowledgement, Change, Json, Message, Recording, Selection, Session, Unit
 from strandline_client.verify import RangeVerifier, SnapshotVerifier
 
 _GONE = frozenset({"DELETED", "EXPIRED", "PURGED"})
@@ -128,18 +130,46 @@ def _content(change: Change) -> Json | None:
     return None if change.kind in _GONE else change.data
 
 
+def _lives(recording: Recording) -> list[list[Session]]:
+    """The sessions from each beginning on: the first one, one after a place was lost, one that does not resume."""
+    lives: list[list[Session]] = []
+    for session in recording.sessions:
+        if not lives or lives[-1][-1].lost_its_place or not session.start.resumes:
+            lives.append([])
+        lives[-1].append(session)
+    return lives
+
+
 def _of_stream(recording: Recording) -> Iterator[FeedViolation]:
     """What the stream alone tells: the live checks, on the whole of it."""
-    dense = recording.selection.is_everything
+    lives = _lives(recording)
+    for life, following in pairwise(lives):
+        yield from _of_new_beginning(life, following)
+    for life in lives:
+        yield from _of_life(life, dense=recording.selection.is_everything)
+
+
+def _of_new_beginning(life: Sequence[Session], following: Sequence[Session]) -> Iterator[FeedViolation]:
+    """One that has a place gives it up only when it is told to, and never goes back behind it."""
+    came = [message for session in life for message in session.messages if message.end is None]
+    if not came:
+        return
+    last = came[-1]
+    if not life[-1].lost_its_place:
+        yield FeedViolation("resumable", f"began anew behind {last.revision}, which was not lost")
+    first = next((message for session in following for message in session.messages), None)
+    if first is not None and first.epoch == last.epoch and first.revision < last.revision:
+        yield FeedViolation("bookmarkable", f"began anew at {first.revision}, behind {last.revision}")
+
+
+def _of_life(sessions: Sequence[Session], *, dense: bool) -> Iterator[FeedViolation]:
     ranges = RangeVerifier(dense)
-    for session in recording.sessions:
+    for session in sessions:
         start = session.start
         if start.after_revision is not None:
             if ranges.revision not in (None, start.after_revision):
                 yield FeedViolation("resumable", f"cut at {ranges.revision}, resumed after {start.after_revision}")
             ranges = replace(ranges, epoch=start.epoch or ranges.epoch, revision=start.after_revision)
-        elif not start.resume_token:
-            ranges = RangeVerifier(dense)
         ranges.reconnected()
         for message in session.messages:
             units = None if message.units is None else [(unit.revision, unit) for unit in message.units]
@@ -159,7 +189,8 @@ def _of_contents(recording: Recording, truth: _Truth) -> Iterator[FeedViolation]
             seen.setdefault(unit.revision, set()).update(change.name for change in unit.changes)
             yield from _of_unit(unit, recording.selection, truth)
     yield from _of_absences(recording, seen, truth)
-    yield from _of_snapshot(recording, truth)
+    for life in _lives(recording):
+        yield from _of_snapshot(life, recording.selection, truth)
 
 
 def _of_unit(unit: Unit, selection: Selection, truth: _Truth) -> Iterator[FeedViolation]:
@@ -203,13 +234,13 @@ def _of_absences(recording: Recording, seen: Mapping[int, set[str]], truth: _Tru
             yield FeedViolation("atomic", f"unit {revision} came without {sorted(missing)}")
 
 
-def _of_snapshot(recording: Recording, truth: _Truth) -> Iterator[FeedViolation]:
+def _of_snapshot(sessions: Sequence[Session], selection: Selection, truth: _Truth) -> Iterator[FeedViolation]:
     """The pages against the state at their revision; only when the whole of a snapshot was recorded."""
-    if not (recording.sessions and recording.sessions[0].start.snapshot):
+    if not sessions[0].start.snapshot:
         return
     sums = SnapshotVerifier()
     came: dict[str, tuple[int, Json]] = {}
-    for message in recording.messages:
+    for message in (message for session in sessions for message in session.messages):
         if message.page is not None:
             came.update((entity.name, (entity.revision, entity.data)) for entity in message.page)
         try:
@@ -220,7 +251,7 @@ def _of_snapshot(recording: Recording, truth: _Truth) -> Iterator[FeedViolation]
         except FeedViolation as fault:
             yield fault
         if message.summary is not None:
-            yield from _compare(came, message, recording.selection, truth)
+            yield from _compare(came, message, selection, truth)
             return
 
 

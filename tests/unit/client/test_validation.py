@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from strandline_client.errors import Check
+from strandline_client.errors import LOST, Check
 from strandline_client.history import (
     Acknowledgement,
     Change,
@@ -117,17 +118,21 @@ def histories(draw: st.DrawFn, at_least: int = 0) -> History:
     types, ids = draw(st.sampled_from([((), ()), (("buoy",), ()), ((), (NAMES[0], NAMES[4]))]))
     matches = None if limit is None else lambda data: data["n"] >= limit
     selection = Selection(frozenset(types), frozenset(ids), matches)
-    begin = draw(st.integers(0, len(log)))
-    snapshot = draw(st.booleans())
+    at = draw(st.integers(0, len(log)))
     recording = Recording("reader", selection)
-    recording.connected(Start(snapshot=True) if snapshot else Start(after_revision=begin, epoch=EPOCH))
-    if snapshot:
-        entities = snapshot_at(log[:begin], selection)
+
+    def begin_with_snapshot() -> None:
+        recording.connected(Start(snapshot=True))
+        entities = snapshot_at(log[:at], selection)
         size = draw(st.integers(1, 4))
         for place in range(0, len(entities), size):
-            recording.received(Message(begin, begin, EPOCH, page=tuple(entities[place : place + size])))
-        recording.received(Message(begin, begin, EPOCH, summary=(len(entities), sum_of(entities))))
-    at = begin
+            recording.received(Message(at, at, EPOCH, page=tuple(entities[place : place + size])))
+        recording.received(Message(at, at, EPOCH, summary=(len(entities), sum_of(entities))))
+
+    if draw(st.booleans()):
+        begin_with_snapshot()
+    else:
+        recording.connected(Start(after_revision=at, epoch=EPOCH))
     while at < len(log):
         to = draw(st.integers(at, min(at + 4, len(log))))
         units = tuple(filter(None, (seen_by(selection, unit) for unit in log[at:to])))
@@ -136,6 +141,16 @@ def histories(draw: st.DrawFn, at_least: int = 0) -> History:
         if draw(st.integers(0, 3)) == 0:
             recording.received(Message(to, to, EPOCH, end="DRAINING"))
             recording.connected(Start(after_revision=to, epoch=EPOCH))
+        elif draw(st.integers(0, 7)) == 0:
+            # Away while the log was cut, and told so: either when it comes again, or while it reads.
+            if draw(st.booleans()):
+                recording.connected(Start(after_revision=to, epoch=EPOCH))
+                recording.refused("COMPACTED")
+            else:
+                recording.received(Message(to, to, EPOCH, end="COMPACTED"))
+            to = draw(st.integers(to, len(log)))
+            at = to
+            begin_with_snapshot()
         at = to
     told = [
         Acknowledgement(u.revision, {c.name: c.data if c.kind != "DELETED" else None for c in u.changes}) for u in log
@@ -151,7 +166,7 @@ def test_a_history_without_faults_is_accepted(history: History) -> None:
 
 # Each fault changes the history in place; ``choose`` picks one of several places, or gives the example up.
 Choose = Callable[[Iterable[Any]], Any]
-Fault = Callable[[History, Choose], None]
+Fault = Callable[[History, Choose], object]
 
 
 def units_at(history: History, at_least: int = 1) -> Iterator[tuple[Session, int]]:
@@ -247,27 +262,57 @@ def a_hole_in_the_log(history: History, choose: Choose) -> None:
     del history.log[place]
 
 
-def resumed_too_late(history: History, choose: Choose) -> None:
+def resumed(history: History) -> list[Session]:
+    """The sessions that go on where the one before them ended."""
+    return [session for session in history.recording.sessions[1:] if session.start.resumes]
+
+
+def began_anew_unasked(history: History, choose: Choose) -> None:
     session = choose(
-        s for s in history.recording.sessions[1:] if s.messages and s.messages[0].revision > s.messages[0].after
+        session
+        for before, session in pairwise(history.recording.sessions)
+        if session.start.resumes and any(message.end is None for message in before.messages)
     )
+    session.start = Start(now=True)
+
+
+def a_gap_that_nobody_spoke_of(history: History, choose: Choose) -> None:
+    session = choose(
+        s for s in history.recording.sessions if s.refusal or (len(s.messages) > 1 and s.messages[-1].end in LOST)
+    )
+    session.refusal = ""
+    session.messages = [message for message in session.messages if message.end not in LOST]
+
+
+def began_again_with_an_older_state(history: History, choose: Choose) -> None:
+    sessions = history.recording.sessions
+    later = choose(
+        n
+        for n, session in enumerate(sessions)
+        if n and sessions[n - 1].lost_its_place and any(message.revision for message in sessions[n - 1].messages)
+    )
+    sessions[later].messages[:] = [Message(0, 0, EPOCH, summary=(0, sum_of([])))]
+
+
+def resumed_too_late(history: History, choose: Choose) -> None:
+    session = choose(s for s in resumed(history) if s.messages and s.messages[0].revision > s.messages[0].after)
     first = session.messages[0]
     session.messages[0] = replace(first, after=first.after + 1)
 
 
 def resumed_too_early(history: History, choose: Choose) -> None:
-    session = choose(s for s in history.recording.sessions[1:] if s.messages and s.messages[0].after > 0)
+    session = choose(s for s in resumed(history) if s.messages and s.messages[0].after > 0)
     first = session.messages[0]
     session.messages[0] = replace(first, after=first.after - 1)
 
 
 def asked_to_resume_too_late(history: History, choose: Choose) -> None:
-    session = choose(s for s in history.recording.sessions[1:])
+    session = choose(resumed(history))
     session.start = replace(session.start, after_revision=session.start.after_revision + 1)
 
 
 def resumed_in_another_life(history: History, choose: Choose) -> None:
-    session = choose(s for s in history.recording.sessions[1:] if s.messages)
+    session = choose(s for s in resumed(history) if s.messages)
     session.messages[0] = replace(session.messages[0], epoch="deadbeef")
 
 
@@ -311,13 +356,14 @@ def no_previous(history: History, choose: Choose) -> None:
 
 
 def pages(history: History) -> Iterator[tuple[Session, int]]:
-    session = history.recording.sessions[0]
-    yield from ((session, place) for place, message in enumerate(session.messages) if message.page)
+    for session in history.recording.sessions:
+        yield from ((session, place) for place, message in enumerate(session.messages) if message.page)
 
 
-def an_entity_lost_from_the_snapshot(history: History, choose: Choose) -> None:
+def an_entity_lost_from_the_snapshot(history: History, choose: Choose) -> Session:
     session, place = choose(pages(history))
     session.messages[place] = replace(session.messages[place], page=session.messages[place].page[1:])
+    return session  # type: ignore[no-any-return]
 
 
 def an_entity_twice_in_the_snapshot(history: History, choose: Choose) -> None:
@@ -327,8 +373,7 @@ def an_entity_twice_in_the_snapshot(history: History, choose: Choose) -> None:
 
 
 def a_snapshot_that_lacks_an_entity_and_says_so(history: History, choose: Choose) -> None:
-    an_entity_lost_from_the_snapshot(history, choose)
-    session = history.recording.sessions[0]
+    session = an_entity_lost_from_the_snapshot(history, choose)
     rest = [entity for message in session.messages for entity in message.page or ()]
     place = next(place for place, message in enumerate(session.messages) if message.summary)
     session.messages[place] = replace(session.messages[place], summary=(len(rest), sum_of(rest)))
@@ -365,8 +410,11 @@ FAULTS: list[tuple[Check, Fault]] = [
     ("resumable", resumed_too_early),
     ("resumable", asked_to_resume_too_late),
     ("resumable", resumed_in_another_life),
+    ("resumable", began_anew_unasked),
+    ("resumable", a_gap_that_nobody_spoke_of),
     ("bookmarkable", progress_before_its_changes),
     ("bookmarkable", complete_beyond_the_head),
+    ("bookmarkable", began_again_with_an_older_state),
     ("filter", what_does_not_match),
     ("enter_leave", another_crossing),
     ("previous_value", a_stale_previous),
