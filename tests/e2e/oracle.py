@@ -1,4 +1,4 @@
-"""Random schemas, filters, writes, readers and faults, and what must be true of them whatever happens.
+"""Random schemas, filters, writes and readers, and what must be true of them whatever happens (see ``faults``).
 
 Everything follows from one number, but for the timing of processes.
 """
@@ -6,16 +6,17 @@ Everything follows from one number, but for the timing of processes.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import operator
-import os
 import random
-import signal
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from psycopg import AsyncConnection
+from psycopg.conninfo import make_conninfo
 from strandline.entity.v1 import entity_pb2
 from strandline_cli.platform import Running
 from strandline_client import Client, FeedEnded, Start
@@ -25,15 +26,25 @@ from strandline_client.history import (
     Message,
     Recording,
     Selection,
+    Unit,
     message_of_json,
     message_of_protobuf,
+    unit_of_protobuf,
 )
 from strandline_client.json_data import json_of
+
+from services.entity.compaction import compact
+from services.runtime.call import Namespace
+from services.runtime.database import Database
+from services.runtime.settings import with_password
 
 Transport: TypeAlias = Literal["grpc", "ndjson", "sse", "websocket"]
 TRANSPORTS: tuple[Transport, ...] = ("grpc", "ndjson", "sse", "websocket")
 TYPES = ("buoy", "ship", "whale")
+NAMES = 8
+"""Of each writer, in each type."""
 CATCH_UP_SECONDS = 60.0
+_BETWEEN_SECONDS = 0.05
 _GONE = frozenset({"DELETED", "EXPIRED", "PURGED", "LEFT"})
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -43,6 +54,15 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Ask again and again; raises ``TimeoutError`` when it does not become true."""
+    async with asyncio.timeout(CATCH_UP_SECONDS):
+        while True:
+            if await holds():
+                return
+            await asyncio.sleep(0.01)
 
 
 @dataclass(frozen=True)
@@ -89,6 +109,7 @@ def schema(chance: random.Random) -> dict[str, Any]:
     """Three fields that filters are about, some of them required, and some that nobody looks at."""
     properties: dict[str, Any] = {"n": {"type": "integer"}, "s": {"type": "string"}, "b": {"type": "boolean"}}
     properties |= {f"x{number}": {"type": "array"} for number in range(chance.randrange(3))}
+    properties["bulk"] = {"type": "string"}
     required = [name for name in "nsb" if chance.random() < 0.3]
     return {"type": "object", "properties": properties, "required": required}
 
@@ -103,16 +124,30 @@ class World:
     live: dict[str, Json] = field(default_factory=dict)
     deleted: dict[str, Json] = field(default_factory=dict)
     head: int = 0
+    epoch: str = ""
     acknowledgements: list[Acknowledgement] = field(default_factory=list)
+    log: list[Unit] = field(default_factory=list)
+    """As far as it is remembered; what was cut is remembered."""
+    cutting: int = 0
+    """Nobody was ever told to cut off what comes after this."""
+    horizon: int = 0
+    """Everything up to this is gone for sure."""
+    bulk: int = 0
+    """Characters that each content has besides."""
+    bulk_written: int = 0
 
-    async def write(self, chance: random.Random, writer: int, units: int) -> None:
-        """So many units, one after the other, to names that no other writer has."""
+    async def write(self, chance: random.Random, writer: int, units: int, enough: asyncio.Event) -> None:
+        """So many units, and on until it is *enough*, one after the other, to names that no other writer has."""
         names = [
             f"namespaces/{self.namespace}/types/{type_id}/entities/w{writer}-{number}"
             for type_id in TYPES
-            for number in range(8)
+            for number in range(NAMES)
         ]
-        for _ in range(units):
+        for number in itertools.count():
+            if number >= units:
+                if enough.is_set():
+                    return
+                await asyncio.sleep(_BETWEEN_SECONDS)
             chosen = chance.sample(names, chance.randint(1, 6))
             if chance.random() < 0.3:
                 await self._write_apart(chance, chosen)
@@ -123,6 +158,7 @@ class World:
         """One unit."""
         changes = {name: self._mutation(chance, name) for name in names}
         answer = await self.client.transact(self.namespace, [mutation for mutation, _ in changes.values()])
+        self.epoch = answer.epoch
         self._learn(answer.revision, {name: data for name, (_, data) in changes.items() if self._differs(name, data)})
 
     async def _write_apart(self, chance: random.Random, names: Sequence[str]) -> None:
@@ -152,7 +188,11 @@ class World:
         if name in self.live and chance.random() < 0.1:
             return self.live[name]
         required = self.schemas[name.split("/")[3]]["required"]
-        return {key: _value(chance, key) for key in "nsb" if key in required or chance.random() < 0.7}
+        content = {key: _value(chance, key) for key in "nsb" if key in required or chance.random() < 0.7}
+        if self.bulk:
+            self.bulk_written += self.bulk
+            content["bulk"] = chance.choice("abc") * self.bulk
+        return content
 
     def _differs(self, name: str, data: Json | None) -> bool:
         return self.live.get(name) != data
@@ -168,49 +208,125 @@ class World:
             else:
                 self.deleted[name] = self.live.pop(name)
 
-    async def query(self, type_ids: Sequence[str], filter: Filter) -> dict[str, Json]:
+    async def query(self, selection: Selection, filter: str) -> dict[str, Json]:
         """What the entity service says there is, not older than the head."""
         found: dict[str, Json] = {}
-        for type_id in type_ids:
+        for type_id in selection.types or TYPES:
             parent = f"namespaces/{self.namespace}/types/{type_id}"
-            entities = self.client.list_entities(parent, filter=filter.text, page_size=1000, min_revision=self.head)
+            entities = self.client.list_entities(parent, filter=filter, page_size=1000, min_revision=self.head)
             async for entity in entities:
-                found[entity.name] = json_of(entity.data)
+                if selection.is_about(entity.name):
+                    found[entity.name] = json_of(entity.data)
         return found
 
-    def expect(self, type_ids: Sequence[str], filter: Filter) -> dict[str, Json]:
+    def expect(self, selection: Selection) -> dict[str, Json]:
         """What its writers say there must be."""
-        chosen = ((name, data) for name, data in self.live.items() if name.split("/")[3] in type_ids)
-        return {name: data for name, data in chosen if filter.matches(data)}
+        chosen = ((name, data) for name, data in self.live.items() if selection.is_about(name))
+        return {name: data for name, data in chosen if selection.matches is None or selection.matches(data)}
+
+    async def remember(self) -> None:
+        """Read what the log has got since the last time."""
+        start = Start(after_revision=len(self.log))
+        async for message in self.client.feed(self.namespace, start, once=True):
+            self.log += (unit_of_protobuf(unit) for unit in message.units.units)
+
+    async def cut(self, running: Running, horizon: int) -> None:
+        """Let everything up to *horizon* be older than is kept, and do what every replica does with it now and then."""
+        state = running.home.load_state()
+        assert state is not None
+        sockets, passwords = state.path / "postgres", running.home.secrets / "postgres"
+        self.cutting = horizon
+        # Only what is young yet: so times stay in the order of revisions. And beyond what a lease can keep: that of a
+        # snapshot whose reader was cut off lives for ten minutes.
+        age = """UPDATE units SET commit_time = commit_time - interval '61 days'
+            WHERE namespace = %s AND revision <= %s AND commit_time > now() - interval '1 day'"""
+        superuser = make_conninfo(
+            host=str(sockets), dbname="entity", user="postgres", password=(passwords / "superuser").read_text()
+        )
+        async with await AsyncConnection.connect(superuser) as connection:
+            await connection.execute(age, (self.namespace, horizon))
+        url = f"postgresql://entity_app@/entity?host={sockets}"
+        database = Database(with_password(url, str(passwords / "entity_app")))
+        try:
+
+            async def is_cut() -> bool:
+                return await compact(database, Namespace(self.namespace, self.epoch)) >= horizon
+
+            await until(is_cut)
+        finally:
+            await database.close()
+        self.horizon = horizon
 
 
 class Watcher:
-    """A reader with any selection, over any transport, from the beginning or a snapshot: its state is the query's."""
+    """A reader with any selection, over any transport, from the beginning or a snapshot: its state is the query's.
+
+    It begins again, with a snapshot, when it is told that its place is lost: then it must be, and otherwise must not.
+    """
 
     def __init__(self, chance: random.Random, world: World, number: int) -> None:
-        self.type_ids = chance.choice([TYPES, TYPES, *((type_id,) for type_id in TYPES), TYPES[:2]])
-        self.filter = any_filter(chance) if chance.random() < 0.6 else Filter()
+        filter = any_filter(chance) if chance.random() < 0.6 else Filter()
+        types, ids = _any_scope(chance)
+        names = frozenset(f"namespaces/{world.namespace}/types/{i.replace('/', '/entities/')}" for i in ids)
+        self.filter = filter.text
+        self.selection = Selection(
+            frozenset(types), names, filter.matches if filter.text else None, previous=chance.random() < 0.8
+        )
         self.transport = chance.choice(TRANSPORTS)
-        self.name = f"{number}: {self.transport} {','.join(self.type_ids)} {self.filter.text}"
+        self.name = f"{number}: {self.transport} {','.join((*types, *ids))} {filter.text}"
         self.state: dict[str, Json] = {}
-        self.recordings: list[Recording] = []
+        self.recording = Recording(self.name, self.selection)
         self.revision = 0
+        self.horizon = 0
+        """The last one that it was warned of."""
+        self.told_compacted = 0
         self._world = world
+        self._asked: dict[str, Any] = {
+            "filter": filter.text,
+            "types": types,
+            "ids": ids,
+            "include_previous": self.selection.previous,
+            "progress_seconds": chance.randint(1, 3),
+        }
         self._start = chance.choice([Start(snapshot=True), Start(after_revision=0)])
         self._pause = chance.choice([0.0, 0.0, 0.0, 0.02])
         self._moved = asyncio.Event()
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._is_asleep = False
+        self.come_back()
+
+    def come_back(self) -> None:
+        """Read, from where it was when it left."""
         self._task = asyncio.create_task(self._run())
 
-    async def close(self) -> None:
-        """Go away."""
+    async def leave(self) -> None:
+        """Go away, at once."""
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
 
+    async def sleep(self) -> None:
+        """Take one more message, and no other until ``wake``; returns when that has come."""
+        self._awake.clear()
+        await self._until(lambda: self._is_asleep)
+
+    def wake(self) -> None:
+        """Read on."""
+        self._is_asleep = False
+        self._awake.set()
+
     async def reach(self, revision: int) -> None:
         """Wait until everything up to *revision* has come; raises what ended the feed."""
+        await self._until(lambda: self.revision >= revision)
+
+    async def warned(self, horizon: int) -> None:
+        """Wait until it was told that the log is gone up to *horizon*."""
+        await self._until(lambda: self.horizon >= horizon)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(CATCH_UP_SECONDS):
-            while self.revision < revision:
+            while not condition():
                 if self._task.done():
                     await self._task
                     raise AssertionError(f"{self.name} ended")
@@ -219,25 +335,28 @@ class Watcher:
 
     async def _run(self) -> None:
         try:
-            start = self._start
             while True:
                 try:
-                    await self._follow(start)
+                    await self._follow()
                 except FeedEnded as end:
                     if not end.position_is_lost:
                         raise
-                start = Start(snapshot=True)
+                    self._lose_place(end)
         finally:
             self._moved.set()
 
-    async def _follow(self, start: Start) -> None:
-        everything = self.type_ids == TYPES
-        types = frozenset[str]() if everything else frozenset(self.type_ids)
-        self.recordings.append(
-            Recording(self.name, Selection(types, matches=self.filter.matches if self.filter.text else None))
-        )
+    def _lose_place(self, end: FeedEnded) -> None:
+        if end.reason == "COMPACTED":
+            assert end.revision < self._world.cutting, f"{self.name} lost its place, and nothing was cut there: {end}"
+            self.told_compacted += 1
+        self._start = Start(snapshot=True)
+
+    async def _follow(self) -> None:
+        place = self._start.after_revision
+        is_gone = place is not None and place < self._world.horizon
         fresh: dict[str, Json] = {}
-        async for message in self._messages(start, sorted(types)):
+        async for message in self._messages():
+            assert not is_gone, f"{self.name} went on after {place}, which was cut"
             if message.page is not None:
                 fresh.update((entity.name, entity.data) for entity in message.page)
                 continue
@@ -249,59 +368,34 @@ class Watcher:
                         self.state.pop(change.name, None)
                     elif change.data is not None:
                         self.state[change.name] = change.data
-            self.revision = message.revision
-            self._moved.set()
+            self.revision, self.horizon = message.revision, max(self.horizon, message.horizon)
+            self._start = Start(after_revision=message.revision, epoch=message.epoch)
             await asyncio.sleep(self._pause)
+            self._is_asleep = not self._awake.is_set()
+            self._moved.set()
+            await self._awake.wait()
 
-    async def _messages(self, start: Start, types: Sequence[str]) -> AsyncGenerator[Message, None]:
-        client, namespace, recording = self._world.client, self._world.namespace, self.recordings[-1]
+    async def _messages(self) -> AsyncGenerator[Message, None]:
+        client, namespace, recording = self._world.client, self._world.namespace, self.recording
         if self.transport == "grpc":
-            async for message in client.feed(
-                namespace, start, types=types, filter=self.filter.text, recording=recording
-            ):
+            async for message in client.feed(namespace, self._start, recording=recording, **self._asked):
                 yield message_of_protobuf(message)
         else:
             async for body in client.feed_http(
-                namespace, start, transport=self.transport, types=types, filter=self.filter.text, recording=recording
+                namespace, self._start, transport=self.transport, recording=recording, **self._asked
             ):
                 yield message_of_json(body)
 
 
-@dataclass(frozen=True)
-class Fault:
-    """What is done to a part: ``kill -9``, a drain (it is started again after either), or a pause of some seconds."""
-
-    kind: Literal["kill", "drain", "pause"]
-    part: str
-
-    async def strike(self, running: Running, seconds: float) -> None:
-        """Do it; a part that is between two lives has its fault already."""
-        pid = running.pid(self.part)
-        if pid is None:
-            return
-        with suppress(ProcessLookupError):
-            if self.kind != "pause":
-                os.kill(pid, signal.SIGKILL if self.kind == "kill" else signal.SIGTERM)
-                return
-            os.kill(pid, signal.SIGSTOP)
-            try:
-                await asyncio.sleep(seconds)
-            finally:
-                os.kill(pid, signal.SIGCONT)
-
-
-FAULTS = (
-    Fault("kill", "stream"),
-    Fault("kill", "entity"),
-    Fault("kill", "nats"),
-    Fault("kill", "postgres"),
-    Fault("drain", "stream"),
-    Fault("pause", "stream"),
-    Fault("pause", "postgres"),
-    Fault("pause", "nats"),
-    Fault("drain", "entity"),
-    Fault("pause", "entity"),
-    Fault("kill", "stream-sidecar"),
-    Fault("kill", "user"),
-    Fault("kill", "edge"),
-)
+def _any_scope(chance: random.Random) -> tuple[Sequence[str], Sequence[str]]:
+    """Types, ids (``{type}/{id}``), or neither."""
+    match chance.randrange(6):
+        case 0 | 1:
+            return (), ()
+        case 2 | 3:
+            return (chance.choice(TYPES),), ()
+        case 4:
+            return TYPES[:2], ()
+        case _:
+            names = [f"{type_id}/w{writer}-{number}" for type_id in TYPES for writer in (0, 1) for number in (0, 1, 2)]
+            return (), sorted(chance.sample(names, 9))
