@@ -6,9 +6,7 @@ cryptography and protobuf, 20 MB that the supervisor would otherwise carry for a
 
 from __future__ import annotations
 
-import asyncio
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from strandline_cli import envoys, nats
 from strandline_cli.credentials import SERVICES, ensure_signing_keys
 from strandline_cli.home import Home, Ports
 from strandline_cli.parts import Layout, PlatformFailure
+from strandline_cli.process import run_to_end
 
 _WORKLOADS = (*SERVICES, "edge", "nats")
 
@@ -27,17 +26,9 @@ async def generate(layout: Layout) -> None:
         PlatformFailure: it did not work; carries the child's last words.
     """
     described = {"home": str(layout.home.root), "run": str(layout.run), "ports": vars(layout.ports)}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", __name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    try:
-        output, _ = await process.communicate(json.dumps(described).encode())
-    finally:
-        if process.returncode is None:  # the start was given up
-            process.kill()
-    if process.returncode != 0:
-        words = output.decode(errors="replace")[-2000:]
-        raise PlatformFailure(f"certificates and configurations could not be written:\n{words}")
+    code, output = await run_to_end(sys.executable, "-m", __name__, input=json.dumps(described).encode())
+    if code != 0:
+        raise PlatformFailure(f"certificates and configurations could not be written:\n{output[-2000:]}")
 
 
 def _main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 from strandline_cli.credentials import SERVICES
 from strandline_cli.home import NOBODY, Home, write_private
 from strandline_cli.parts import Layout, PlatformFailure, ProcessPart
+from strandline_cli.process import run_to_end
 
 # Small enough for a laptop's idle budget, everything that durability rests on left at its default (fsync on).
 _SETTINGS = {
@@ -111,26 +111,20 @@ class Postgres:
         write_private(password, self._superuser.read_bytes())
         if self._run_as is not None:
             os.chown(password, self._run_as, self._run_as)
-        process = await asyncio.create_subprocess_exec(
-            f"{self._binaries}/initdb",
-            *("-D", str(unfinished), "-U", "postgres", "-E", "UTF8"),
-            *("--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
-            *("--auth=scram-sha-256", f"--pwfile={password}", "--no-sync", "--no-instructions"),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=self._home.postgres,
-            env=_ENVIRONMENT,
-            **_identity(self._run_as),
-        )
         try:
-            output, _ = await process.communicate()
+            code, output = await run_to_end(
+                f"{self._binaries}/initdb",
+                *("-D", str(unfinished), "-U", "postgres", "-E", "UTF8"),
+                *("--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+                *("--auth=scram-sha-256", f"--pwfile={password}", "--no-sync", "--no-instructions"),
+                cwd=self._home.postgres,
+                env=_ENVIRONMENT,
+                **_identity(self._run_as),
+            )
         finally:
             password.unlink()
-            if process.returncode is None:  # the start was given up
-                process.kill()
-        if process.returncode != 0:
-            raise PlatformFailure(f"PostgreSQL could not make its folder:\n{output.decode(errors='replace')}")
+        if code != 0:
+            raise PlatformFailure(f"PostgreSQL could not make its folder:\n{output}")
         unfinished.rename(self._data)
         return True
 
@@ -157,16 +151,12 @@ class Postgres:
         return await self._psql("select 1") == (0, "1")
 
     async def _psql(self, script: str) -> tuple[int, str]:
-        process = await asyncio.create_subprocess_exec(
+        return await run_to_end(
             f"{self._binaries}/psql",
             *("-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1", "-h", str(self._socket_folder), "-U", "postgres"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            input=script.encode(),
             env=_ENVIRONMENT | {"PGPASSWORD": self._superuser.read_text(), "PGCONNECT_TIMEOUT": "2"},
         )
-        output, _ = await process.communicate(script.encode())
-        return process.returncode or 0, output.decode(errors="replace").strip()
 
 
 def binaries(home: Home) -> Path:

@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 import time
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,22 @@ async def spawn(part: ProcessPart, log: Path) -> Process:
             preexec_fn=_die_with_parent(part.orphan_signal),
             **identity,
         )
+
+
+async def run_to_end(*command: str, input: bytes = b"", **options: Any) -> tuple[int, str]:
+    """Exit code and all output of a program that ends by itself.
+
+    Cancelled, it leaves nothing behind: neither the process, nor pipes that would still be open when the loop closes.
+    """
+    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=STDOUT, **options)
+    try:
+        output, _ = await process.communicate(input)
+    except BaseException:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+        raise
+    return process.returncode or 0, output.decode(errors="replace").strip()
 
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:
