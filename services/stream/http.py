@@ -94,12 +94,12 @@ class HttpPort:
 
     async def _watch_members(self, request: web.Request) -> web.StreamResponse:
         watch = _asked(request, stream_service_pb2.WatchMembersRequest)
-        call = await self._admit(self._members, watch, request, watch.parent)
+        call = await self._admit(self._members, watch, request, f"{watch.parent}/members")
         async with self._feeds.open_members(watch, call) as feed:
             return await _send_feed(request, feed, call.response_headers)
 
-    async def _admit(self, method: Method, message: ProtoMessage, request: web.Request, parent: str) -> Call:
-        """The call of *request*, let in by its token or, where the method takes one, by the cookie for *parent*."""
+    async def _admit(self, method: Method, message: ProtoMessage, request: web.Request, watched: str) -> Call:
+        """The call of *request*, let in by its token or, where the method takes one, by the cookie for *watched*."""
         call = Call(metadata={key.lower(): value for key, value in request.headers.items()})
         cookies = _cookies(request, self._passes.cookie_name) if method.takes_cookie else []
         if not cookies:
@@ -111,7 +111,7 @@ class HttpPort:
         if "authorization" in call.metadata:
             raise invalid_field("authorization", "is not taken together with the cookie: send one of them")
         check_own_page(call.metadata, request.host)
-        call.principal = self._passes.open_cookie(cookies[0], parent)
+        call.principal = self._passes.open_cookie(cookies[0], watched)
         await self._gate.admit_again(method, message, call)
         return call
 

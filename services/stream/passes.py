@@ -29,7 +29,9 @@ _Claims: TypeAlias = list[object]
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What a ticket says. ``parent``: ``namespaces/{namespace}`` or ``MANY``; ``host``: of the page, "" if unknown.
+    """What a ticket says. ``host``: of the page, "" if unknown.
+
+    ``parent``: ``namespaces/{namespace}``, ``namespaces/{namespace}/members`` or ``MANY``.
 
     ``principal.expires_at`` is when it can be redeemed no more.
     """

@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import grpc
 import pytest
@@ -198,6 +199,18 @@ async def test_the_feed_of_a_deleted_namespace_says_so(owner: Owner, stream: Str
         await reader.next()
         await owner.write(SYSTEM, namespace("tides", TIDES.epoch, state="DELETING"))
         assert (await reader.end()).reason == feed_pb2.End.NAMESPACE_DELETED
+
+
+@pytest.mark.parametrize("start", [{"snapshot": True}, {"after_revision": 0}], ids=str)
+async def test_members_can_be_listed_and_that_is_all(
+    owner: Owner, stream: StreamService, start: dict[str, Any]
+) -> None:
+    await make_others(owner)
+    await owner.write(SYSTEM, member("tides", BEN))
+    async with stream.watch_members(once=True, **start) as reader:
+        assert (await reader.end()).reason == feed_pb2.End.COMPLETED
+        assert reader.last is not None
+        assert reader.last.revision == len(OTHERS) + 2
 
 
 async def test_over_http_it_is_a_feed_like_any_other(owner: Owner, stream: StreamService) -> None:

@@ -36,6 +36,7 @@ PAGE = {"origin": f"http://{HOST}"}
 EVENTS = {"accept": "text/event-stream", "sec-fetch-site": "same-origin"}
 WATCH = "/v1/namespaces/tides:watch?now=true"
 MANY = "/v1/namespaces:watch"
+MEMBERS = "/v1/namespaces/tides/members:watch?now=true"
 FEED = "namespaces/tides"
 
 
@@ -152,6 +153,8 @@ async def test_the_cookie_is_for_one_path_no_script_and_no_other_site(
     assert not plain["domain"]
     (many,) = SimpleCookie(await browser.redeem(await browser.issue(""))).values()
     assert many["path"] == "/v1/namespaces:watch"
+    (members,) = SimpleCookie(await browser.redeem(await browser.issue(f"{FEED}/members"))).values()
+    assert members["path"] == "/v1/namespaces/tides/members:watch"
     behind_tls = Browser(await make_stream(own_url=own_url, public_tls=True))
     (secure,) = SimpleCookie(await behind_tls.redeem(await behind_tls.issue())).values()
     assert (secure.key, secure["secure"]) == ("__Secure-strandline-watch", True)
@@ -268,12 +271,16 @@ async def test_a_page_elsewhere_gets_no_ticket_and_one_of_another_host_redeems_n
 async def test_a_cookie_opens_the_feed_that_it_is_for_and_no_other(owner: Owner, browser: Browser) -> None:
     await found(owner, REEFS)
     await owner.put(TIDES, "a", n=1)
-    one, many = await browser.cookie(), await browser.cookie("")
+    one, many, members = [await browser.cookie(parent) for parent in (FEED, "", f"{FEED}/members")]
     for path, cookie, outcome in (
         (WATCH, one, (200, "")),
         (WATCH, many, (401, "TOKEN_INVALID")),
         (WATCH.replace("tides", "reefs"), one, (401, "TOKEN_INVALID")),
         (MANY, one, (401, "TOKEN_INVALID")),
+        (MEMBERS, members, (200, "")),
+        (MEMBERS, one, (401, "TOKEN_INVALID")),
+        (MEMBERS.replace("tides", "reefs"), members, (401, "TOKEN_INVALID")),
+        (WATCH, members, (401, "TOKEN_INVALID")),
         ("/v1/namespaces/tides/changes?after_revision=0", one, (401, "TOKEN_MISSING")),
     ):
         upgrade = {"connection": "upgrade", "upgrade": "websocket"} | PAGE if path == MANY else EVENTS

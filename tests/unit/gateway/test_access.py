@@ -43,7 +43,8 @@ def test_only_signing_in_and_public_keys_are_open_to_anyone() -> None:
 
 def test_a_cookie_opens_feeds_and_nothing_else() -> None:
     taking = [rpc for rpc in rpcs() if rpc.access.watch_cookie]
-    assert {rpc.name for rpc in taking} == {"StreamService.Watch", "StreamService.WatchMany"}
+    feeds = {"StreamService.Watch", "StreamService.WatchMany", "StreamService.WatchMembers"}
+    assert {rpc.name for rpc in taking} == feeds
     for rpc in taking:
         assert rpc.http is not None
         assert rpc.http.method == "GET"
