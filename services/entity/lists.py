@@ -19,7 +19,7 @@ from services.runtime import wire
 from services.runtime.call import MinRevision, Namespace
 from services.runtime.changelog import Head
 from services.runtime.database import Database, Row, Statement
-from services.runtime.errors import FailedPrecondition, InvalidArgument
+from services.runtime.errors import FailedPrecondition, invalid_field
 from services.runtime.filters import parse_filter
 from services.runtime.filters.ast import Node, data_paths
 from services.runtime.page_tokens import list_binding, open_token, page_size, seal
@@ -117,7 +117,9 @@ def plan_query(compiled: CompiledType, query: Query, after: Position | None) -> 
     if after is not None:
         ready = [(index_id, spec) for index_id, spec in ready if index_id == after.index_id]
         if after.index_id is not None and not ready:
-            raise InvalidArgument("PAGE_TOKEN_INVALID", "the index that this list walked is gone; begin again")
+            raise invalid_field(
+                "page_token", "the index that it walked is gone; begin again", reason="PAGE_TOKEN_INVALID"
+            )
     return plan_ordered(checked_filter(query.filter, compiled), query.order_by, compiled, ready)
 
 

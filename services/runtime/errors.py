@@ -21,7 +21,7 @@ its text.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +97,15 @@ class Unavailable(Error):
     """The same request may work in a moment."""
 
 
-def invalid_field(field: str, message: str, pointer: str = "") -> InvalidArgument:
+def invalid_field(field: str, message: str, pointer: str = "", *, reason: str = "INVALID_FIELD") -> InvalidArgument:
     """The commonest refusal: one field is wrong."""
-    return InvalidArgument("INVALID_FIELD", f"{field}: {message}", violations=[Violation(field, message, pointer)])
+    return InvalidArgument(reason, f"{field}: {message}", violations=[Violation(field, message, pointer)])
+
+
+def within(field: str, refusal: InvalidArgument) -> InvalidArgument:
+    """*refusal* of what is inside the message *field*."""
+    inside = [replace(violation, field=f"{field}.{violation.field}") for violation in refusal.violations]
+    return InvalidArgument(refusal.reason, f"{field}.{refusal.message}", violations=inside)
 
 
 def pointer_of(path: Iterable[str | int]) -> str:

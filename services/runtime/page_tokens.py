@@ -12,7 +12,7 @@ import hashlib
 import hmac
 from typing import Final
 
-from services.runtime.errors import InvalidArgument
+from services.runtime.errors import InvalidArgument, invalid_field
 
 DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 1000
@@ -87,4 +87,4 @@ def _decode(token: str) -> bytes:
 
 
 def _invalid() -> InvalidArgument:
-    return InvalidArgument("PAGE_TOKEN_INVALID", "the page token was not issued for this list", field="page_token")
+    return invalid_field("page_token", "was not issued for this list", reason="PAGE_TOKEN_INVALID")

@@ -11,7 +11,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from strandline.stream.v1 import subscription_pb2 as pb
 
-from services.runtime.errors import invalid_field
+from services.runtime.errors import InvalidArgument, invalid_field, within
 from services.runtime.filters import parse_filter
 from services.runtime.filters.ast import data_paths
 from services.runtime.filters.paths import render_path
@@ -50,7 +50,10 @@ def settled(asked: pb.Subscription, receivers: Sequence[Receiver] = ()) -> bytes
     definition = pb.Subscription(
         types=asked.types, filter=asked.filter, ids=asked.ids, max_in_flight=asked.max_in_flight or MAX_IN_FLIGHT
     )
-    selection_of(asked.types, asked.filter, ids=asked.ids)
+    try:
+        selection_of(asked.types, asked.filter, ids=asked.ids)
+    except InvalidArgument as refusal:
+        raise within("subscription", refusal) from None
     deadline, shortest, least_of_all = ACK_DEADLINE, MIN_ACK_DEADLINE, timedelta()
     attempts, least, most = MAX_ATTEMPTS, MIN_BACKOFF, MAX_BACKOFF
     if asked.HasField("push"):

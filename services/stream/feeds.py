@@ -11,7 +11,7 @@ from strandline.stream.v1 import stream_service_pb2
 
 from services.runtime.call import Call, Namespace
 from services.runtime.changelog import Head
-from services.runtime.errors import InvalidArgument, OutOfRange, Unavailable, invalid_field
+from services.runtime.errors import OutOfRange, Unavailable, invalid_field
 from services.runtime.rules import time_of
 from services.stream.feed import Feed, Start
 from services.stream.hubs import Hubs
@@ -87,9 +87,8 @@ class Feeds:
         if request.parent != f"namespaces/{namespace.id}":
             raise invalid_field("parent", "must be namespaces/{namespace}")
         if request.WhichOneof("start") is None:
-            raise InvalidArgument(
-                "START_REQUIRED", "say where to start: now, after_revision, snapshot, after_time or resume_token"
-            )
+            where = "say where: now, after_revision, snapshot, after_time or resume_token"
+            raise invalid_field("start", where, reason="START_REQUIRED")
         selection = members or selection_of(
             request.types,
             request.filter,

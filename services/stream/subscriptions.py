@@ -20,10 +20,10 @@ from services.runtime.errors import (
     Aborted,
     AlreadyExists,
     Error,
-    InvalidArgument,
     NotFound,
     OutOfRange,
     ResourceExhausted,
+    invalid_field,
 )
 from services.runtime.ids import uuid7
 from services.runtime.rules import time_of
@@ -269,9 +269,8 @@ class Subscriptions:
             case "after_time":
                 return await self._position_at(namespace, start, head, field)
             case _:
-                raise InvalidArgument(
-                    "START_REQUIRED", f"{field}: say where to begin: now, after_revision, after_time or beginning"
-                )
+                where = "say where to begin: now, after_revision, after_time or beginning"
+                raise invalid_field(field, where, reason="START_REQUIRED")
 
     async def _position_at(self, namespace: Namespace, start: pb.Start, head: Head, field: str) -> int:
         time_of(start.after_time, f"{field}.after_time")

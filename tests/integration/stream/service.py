@@ -291,9 +291,20 @@ def entities_of(units: list[feed_pb2.Unit]) -> dict[str, dict[str, Any]]:
 
 def reason(failure: grpc.aio.AioRpcError) -> tuple[str, dict[str, str]]:
     """Reason and metadata of a refusal."""
-    metadata = dict(failure.trailing_metadata() or ())
     info = error_details_pb2.ErrorInfo()
-    raw = metadata["grpc-status-details-bin"]
-    assert isinstance(raw, bytes)
-    status_pb2.Status.FromString(raw).details[0].Unpack(info)
+    _status(failure).details[0].Unpack(info)
     return info.reason, dict(info.metadata)
+
+
+def fields(failure: grpc.aio.AioRpcError) -> list[str]:
+    """The fields that a refusal names."""
+    request = error_details_pb2.BadRequest()
+    for detail in _status(failure).details[1:]:
+        detail.Unpack(request)
+    return [violation.field for violation in request.field_violations]
+
+
+def _status(failure: grpc.aio.AioRpcError) -> status_pb2.Status:
+    raw = dict(failure.trailing_metadata() or ())["grpc-status-details-bin"]
+    assert isinstance(raw, bytes)
+    return status_pb2.Status.FromString(raw)

@@ -12,7 +12,7 @@ from strandline.stream.v1 import feed_pb2
 
 from .conftest import TIDES
 from .owner import Owner
-from .service import Reader, StreamService, entities_of, reason
+from .service import Reader, StreamService, entities_of, fields, reason
 
 Change = feed_pb2.Change
 
@@ -77,6 +77,7 @@ async def test_a_watch_without_a_start_is_refused(stream: StreamService) -> None
             await reader.next()
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert reason(raised.value) == ("START_REQUIRED", {})
+    assert fields(raised.value) == ["start"]
 
 
 async def test_a_revision_of_the_future_is_refused_with_the_head(owner: Owner, stream: StreamService) -> None:

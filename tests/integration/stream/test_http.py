@@ -114,28 +114,33 @@ async def test_draining_ends_http_feeds_with_a_last_line(owner: Owner, stream: S
 
 
 REFUSED = {
-    "no start": ("", 400, "START_REQUIRED"),
-    "two starts": ("now=true&after_revision=1", 400, "INVALID_FIELD"),
-    "an unknown parameter": ("now=true&afterr=1", 400, "UNKNOWN_FIELD"),
-    "the path's own field": ("now=true&parent=namespaces%2Fother", 400, "UNKNOWN_FIELD"),
-    "a token in the URL": ("now=true&access_token=x", 400, "UNKNOWN_FIELD"),
-    "now is false": ("now=false", 400, "INVALID_FIELD"),
-    "no number": ("after_revision=abc", 400, "INVALID_FIELD"),
-    "a negative revision": ("afterRevision=-1", 400, "INVALID_FIELD"),
-    "a number beyond 64 bits": ("after_revision=9999999999999999999", 400, "INVALID_FIELD"),
-    "no time": ("after_time=yesterday", 400, "INVALID_FIELD"),
-    "a filter that does not parse": ("now=true&filter=data.a%20%3D", 400, "INVALID_FIELD"),
-    "no type id": ("now=true&types=Ship", 400, "INVALID_FIELD"),
-    "no epoch": ("after_revision=0&epoch=xyz", 400, "INVALID_FIELD"),
-    "a revision of the future": ("after_revision=7", 400, "FUTURE_REVISION"),
-    "another life": ("after_revision=0&epoch=deadbeef", 400, "EPOCH_CHANGED"),
-    "a forged resume token": ("resume_token=abc", 400, "INVALID_FIELD"),
+    "no start": ("", 400, "START_REQUIRED", "start"),
+    "two starts": ("now=true&after_revision=1", 400, "INVALID_FIELD", "after_revision"),
+    "an unknown parameter": ("now=true&afterr=1", 400, "UNKNOWN_FIELD", "afterr"),
+    "the path's own field": ("now=true&parent=namespaces%2Fother", 400, "UNKNOWN_FIELD", "parent"),
+    "a token in the URL": ("now=true&access_token=x", 400, "UNKNOWN_FIELD", "access_token"),
+    "now is false": ("now=false", 400, "INVALID_FIELD", "now"),
+    "no number": ("after_revision=abc", 400, "INVALID_FIELD", "after_revision"),
+    "a negative revision": ("afterRevision=-1", 400, "INVALID_FIELD", "after_revision"),
+    "a number beyond 64 bits": ("after_revision=9999999999999999999", 400, "INVALID_FIELD", "after_revision"),
+    "no time": ("after_time=yesterday", 400, "INVALID_FIELD", "after_time"),
+    "a filter that does not parse": ("now=true&filter=data.a%20%3D", 400, "INVALID_FIELD", "filter"),
+    "no type id": ("now=true&types=Ship", 400, "INVALID_FIELD", "types[0]"),
+    "no epoch": ("after_revision=0&epoch=xyz", 400, "INVALID_FIELD", "epoch"),
+    "a revision of the future": ("after_revision=7", 400, "FUTURE_REVISION", ""),
+    "another life": ("after_revision=0&epoch=deadbeef", 400, "EPOCH_CHANGED", ""),
+    "a forged resume token": ("resume_token=abc", 400, "INVALID_FIELD", "resume_token"),
+    "no length of time": ("now=true&progress_interval=1h", 400, "INVALID_FIELD", "progress_interval"),
+    "too long a time": ("now=true&progress_interval=60s", 400, "INVALID_FIELD", "progress_interval"),
+    "no entity": ("now=true&ids=buoy/a&ids=buoy", 400, "INVALID_FIELD", "ids[1]"),
+    "ids and types": ("now=true&ids=buoy/a&types=buoy", 400, "INVALID_FIELD", "types"),
+    "no mask": ("now=true&read_mask=height", 400, "INVALID_FIELD", "read_mask"),
 }
 
 
-@pytest.mark.parametrize(("query", "status", "reason"), REFUSED.values(), ids=REFUSED)
-async def test_a_refusal_before_the_first_message_is_a_problem(
-    stream: StreamService, query: str, status: int, reason: str
+@pytest.mark.parametrize(("query", "status", "reason", "field"), REFUSED.values(), ids=REFUSED)
+async def test_a_refusal_before_the_first_message_is_a_problem_that_names_the_field(
+    stream: StreamService, query: str, status: int, reason: str, field: str
 ) -> None:
     for headers in ({"x-request-id": "r1"}, SSE | {"x-request-id": "r1"}):
         async with stream.get(query, headers) as response:
@@ -144,6 +149,9 @@ async def test_a_refusal_before_the_first_message_is_a_problem(
     assert set(problem) == {"type", "title", "status", "detail", "instance", "reason", "metadata", "violations"}
     assert (problem["type"], problem["instance"]) == (f"urn:strandline:{reason}", "r1")
     assert problem["title"] == reason.replace("_", " ").capitalize()
+    # A URL has no body to point into; and what the state of the log forbids is no fault of a field.
+    assert [each["field"] for each in problem["violations"]] == ([field] if field else [])
+    assert {each["pointer"] for each in problem["violations"]} <= {None}
 
 
 async def test_a_websocket_that_is_refused_gets_the_problem_too(stream: StreamService) -> None:

@@ -21,7 +21,7 @@ from services.runtime.call import Namespace
 
 from .conftest import TIDES, MakeStream
 from .owner import SYSTEM, Owner
-from .service import ANN, StreamService, access_token, reason
+from .service import ANN, StreamService, access_token, fields, reason
 
 BOB = "0192f0a0-0000-7000-8000-0000000000b0"
 NAME = "namespaces/tides/subscriptions/orders"
@@ -515,19 +515,23 @@ async def test_a_new_filter_counts_for_what_was_not_read_yet(owner: Owner, clien
     assert (await client.get()).checkpoint_revision == 3
 
 
-IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
-    ({"start": subscription_pb2.Start()}, "START_REQUIRED"),
-    ({"start": subscription_pb2.Start(after_revision=5)}, "FUTURE_REVISION"),
-    ({"types": ["No"]}, "INVALID_FIELD"),
-    ({"filter": "data.n >"}, "INVALID_FIELD"),
-    ({"ids": ["buoy"]}, "INVALID_FIELD"),
-    ({"ids": ["buoy/a"], "types": ["buoy"]}, "INVALID_FIELD"),
-    ({"ack_deadline": Duration(nanos=1)}, "INVALID_FIELD"),
-    ({"ack_deadline": Duration(seconds=1, nanos=1000)}, "INVALID_FIELD"),
-    ({"ack_deadline": Duration(seconds=601)}, "INVALID_FIELD"),
-    ({"ack_deadline": Duration(seconds=2**40)}, "INVALID_FIELD"),
-    ({"max_in_flight": 1001}, "INVALID_FIELD"),
-    ({"retry_policy": subscription_pb2.RetryPolicy(min_backoff=Duration(seconds=3601))}, "INVALID_FIELD"),
+IMPOSSIBLE: list[tuple[dict[str, Any], str, str]] = [
+    ({"start": subscription_pb2.Start()}, "START_REQUIRED", "subscription.start"),
+    ({"start": subscription_pb2.Start(after_revision=5)}, "FUTURE_REVISION", ""),
+    ({"types": ["No"]}, "INVALID_FIELD", "subscription.types[0]"),
+    ({"filter": "data.n >"}, "INVALID_FIELD", "subscription.filter"),
+    ({"ids": ["buoy"]}, "INVALID_FIELD", "subscription.ids[0]"),
+    ({"ids": ["buoy/a"], "types": ["buoy"]}, "INVALID_FIELD", "subscription.types"),
+    ({"ack_deadline": Duration(nanos=1)}, "INVALID_FIELD", "subscription.ack_deadline"),
+    ({"ack_deadline": Duration(seconds=1, nanos=1000)}, "INVALID_FIELD", "subscription.ack_deadline"),
+    ({"ack_deadline": Duration(seconds=601)}, "INVALID_FIELD", "subscription.ack_deadline"),
+    ({"ack_deadline": Duration(seconds=2**40)}, "INVALID_FIELD", "subscription.ack_deadline"),
+    ({"max_in_flight": 1001}, "INVALID_FIELD", "subscription.max_in_flight"),
+    (
+        {"retry_policy": subscription_pb2.RetryPolicy(min_backoff=Duration(seconds=3601))},
+        "INVALID_FIELD",
+        "subscription.retry_policy.min_backoff",
+    ),
     (
         {
             "retry_policy": subscription_pb2.RetryPolicy(
@@ -535,15 +539,19 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
             )
         },
         "INVALID_FIELD",
+        "subscription.retry_policy.max_backoff",
     ),
 ]
 
 
 async def test_a_subscription_that_cannot_be_is_refused(client: Client) -> None:
-    for fields, expected in IMPOSSIBLE:
-        asked = subscription_pb2.Subscription(**({"start": subscription_pb2.Start(after_revision=0)} | fields))
+    for wrong, expected, field in IMPOSSIBLE:
+        asked = subscription_pb2.Subscription(**({"start": subscription_pb2.Start(after_revision=0)} | wrong))
         call = client.ask("CreateSubscription", parent="namespaces/tides", subscription_id="orders", subscription=asked)
-        assert (await refused(call))[1] == expected, fields
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await call
+        assert reason(failure.value)[0] == expected, wrong
+        assert fields(failure.value) == ([field] if field else []), wrong
     call = client.ask("CreateSubscription", parent="namespaces/tides", subscription_id="No", subscription=asked)
     assert (await refused(call))[1] == "INVALID_FIELD"
     assert not (await client.ask("ListSubscriptions", parent="namespaces/tides")).subscriptions
