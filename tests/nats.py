@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sysconfig
@@ -36,6 +37,15 @@ class Nats:
                     return
             time.sleep(0.01)
         raise RuntimeError("NATS did not start")
+
+    def pause(self) -> None:
+        """Let it take nothing more from its sockets, and not close them either."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         if self._process is not None:

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Above this only the range is sent; hubs read the log then.
 MAX_NOTICE_BYTES = 512 * 1024
+# What a stuck server may leave unsent; the client would wait at twice as much.
+MAX_PENDING_BYTES = 2**20
 
 
 def commit_subject(namespace: str) -> str:
@@ -38,7 +40,6 @@ class Bus:
         self._client = Client()
         self._subscriptions: list[tuple[str, Callable[[bytes], Awaitable[None]]]] = []
         self._connecting: asyncio.Task[None] | None = None
-        self._publishing: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Begin to connect; returns at once."""
@@ -96,33 +97,29 @@ class Bus:
 
         await self._client.subscribe(subject, cb=deliver)
 
-    def publish(self, subject: str, payload: bytes) -> None:
-        """Send *payload* if there is a connection; otherwise it is lost, as everything on the bus may be."""
-        if not self._client.is_connected:
-            return
-        task = asyncio.create_task(self._send(subject, payload))
-        self._publishing.add(task)
-        task.add_done_callback(self._publishing.discard)
+    async def publish(self, subject: str, payload: bytes) -> None:
+        """Send *payload* if there is a connection that takes it; otherwise it is lost, as everything here may be.
 
-    async def _send(self, subject: str, payload: bytes) -> None:
+        Waits for nothing: what is sent by the next task is on its way before whoever the caller wakes afterwards runs.
+        """
+        if not self._client.is_connected or self._client.pending_data_size > MAX_PENDING_BYTES:
+            return
         try:
             await self._client.publish(subject, payload)
         except (OSError, nats.errors.Error) as failure:
             logger.warning("not published on %s: %s", subject, failure)
 
-    def publish_commit(self, commit: Commit) -> None:
+    async def publish_commit(self, commit: Commit) -> None:
         """Announce *commit*, with its units when they are small enough."""
         notice = log_service_pb2.CommitNotice(head=head_message(commit.head), after_revision=commit.after)
         if sum(map(len, commit.units)) <= MAX_NOTICE_BYTES:
             notice.units.extend(commit.units)
-        self.publish(commit_subject(commit.head.namespace), notice.SerializeToString())
+        await self.publish(commit_subject(commit.head.namespace), notice.SerializeToString())
 
     async def close(self) -> None:
         """Flush and disconnect."""
         if self._connecting is not None:
             self._connecting.cancel()
-        if self._publishing:
-            await asyncio.wait(self._publishing, timeout=1)
         if self._client.is_connected or self._client.is_reconnecting:
             await self._client.close()
 

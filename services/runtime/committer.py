@@ -19,7 +19,7 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -253,8 +253,11 @@ class Commit:
 class Committer(Generic[U]):
     """Commits units to the logs of one database."""
 
-    def __init__(self, database: Database, ledger: Ledger[U], published: Callable[[Commit], None]) -> None:
-        """*published* is told of each commit, in the order of revisions within a namespace; it must not raise."""
+    def __init__(self, database: Database, ledger: Ledger[U], published: Callable[[Commit], Awaitable[None]]) -> None:
+        """*published* is told of each commit before its callers are, in the order of revisions within a namespace.
+
+        It must not raise, and wait for nobody.
+        """
         self._database = database
         self._ledger = ledger
         self._published = published
@@ -365,7 +368,7 @@ class Committer(Generic[U]):
             raise
         if deciding.logged:
             head = Head(namespace.id, epoch, deciding.revision)
-            self._published(Commit(head, revision, deciding.logged))
+            await self._published(Commit(head, revision, deciding.logged))
         decided = len(deciding.results)
         for item, result in zip(batch[:decided], deciding.results, strict=True):
             item.submission.answer(item.place, result)

@@ -28,7 +28,7 @@ async def beat(database: Database, bus: Bus) -> None:
     while True:
         try:
             for head in await changelog.read_heads(database, [SYSTEM]):
-                bus.publish(HEARTBEAT_SUBJECT, head_message(head).SerializeToString())
+                await bus.publish(HEARTBEAT_SUBJECT, head_message(head).SerializeToString())
             silent = False
         except psycopg.OperationalError as failure:
             if not silent:

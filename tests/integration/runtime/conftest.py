@@ -95,7 +95,10 @@ class Replica:
     def __init__(self, url: str) -> None:
         self.database = Database(url)
         self.announced: list[Commit] = []
-        self.committer = Committer(self.database, Cells(), self.announced.append)
+        self.committer = Committer(self.database, Cells(), self._announce)
+
+    async def _announce(self, commit: Commit) -> None:
+        self.announced.append(commit)
 
     async def put(self, cell: str, value: int, namespace: Namespace = NAMESPACE, **options: object) -> Receipt:
         return await self.committer.commit(namespace, put(cell, value, **options))  # type: ignore[arg-type]

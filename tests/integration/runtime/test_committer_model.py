@@ -237,7 +237,11 @@ class Cluster:
 async def cluster(log_url: str) -> AsyncIterator[Cluster]:
     databases = [Database(log_url), Database(log_url)]
     announced: list[Commit] = []
-    committers = [Committer(database, Moves(), announced.append) for database in databases]
+
+    async def announce(commit: Commit) -> None:
+        announced.append(commit)
+
+    committers = [Committer(database, Moves(), announce) for database in databases]
     superuser = psycopg.conninfo.make_conninfo(log_url, user="postgres")
     async with await psycopg.AsyncConnection.connect(superuser, autocommit=True) as admin:
         namespace = Namespace(f"model-{next(_namespaces)}", "00c0ffee")

@@ -108,9 +108,9 @@ class Owner:
         self._writer = Writer(self.database, types, self._committer)
         self._server: grpc.aio.Server | None = None
 
-    def _announce(self, commit: Any) -> None:
+    async def _announce(self, commit: Any) -> None:
         if self.announces:
-            self.bus.publish_commit(commit)
+            await self.bus.publish_commit(commit)
 
     async def start(self) -> None:
         """Serve the log."""

@@ -85,7 +85,7 @@ async def test_duplicates_and_late_notices_on_the_bus_change_nothing(owner: Owne
         head = log_service_pb2.Head(namespace_id="tides", epoch=TIDES.epoch, revision=20)
         notice = log_service_pb2.CommitNotice(head=head, after_revision=18, units=[b"not", b"looked at"])
         for payload in (notice.SerializeToString(), b"\xff\xff", b""):
-            owner.bus.publish(commit_subject("tides"), payload)
+            await owner.bus.publish(commit_subject("tides"), payload)
         await owner.put(TIDES, "last", n=0)
         assert [unit.revision for unit in await reader.until(21)] == list(range(1, 22))
 
@@ -98,7 +98,7 @@ async def test_a_notice_with_a_wrong_number_of_units_is_not_believed(owner: Owne
         head = log_service_pb2.Head(namespace_id="tides", epoch=TIDES.epoch, revision=1)
         lie = feed_pb2.Unit(revision=1, actor="nobody").SerializeToString()
         notice = log_service_pb2.CommitNotice(head=head, after_revision=0, units=[lie, lie])
-        owner.bus.publish(commit_subject("tides"), notice.SerializeToString())
+        await owner.bus.publish(commit_subject("tides"), notice.SerializeToString())
         (unit,) = await reader.until(1)
         assert unit.actor == "ann"
         owner.announces = True
