@@ -206,6 +206,40 @@ async def test_memory_is_bounded() -> None:
     assert 0 < segments.held_bytes <= 2**20
 
 
+async def test_memory_is_bounded_whatever_is_made_of_segments_and_readers_at_one_place_cost_one_read() -> None:
+    log = Log([10_000] * 500)
+    hub, segments = hub_of(log), Segments(log, max_bytes=2**24)
+    for cursor in range(480):
+        segment = await segments.after(hub, cursor)
+        assert segment is not None
+        rest = segment.batch(cursor)
+        assert len(rest.views) == len(rest.units)
+        assert rest.protobuf
+        assert rest.json
+        del rest
+        assert segments.held_bytes <= 2**24
+        assert segments.held_bytes > 11 * len(segment.units[-1].body)
+    assert sum(count for _, count in log.reads) < 1.5 * sum(map(len, log.bodies))
+    hub.end()
+    segments.sweep()
+    assert segments.held_bytes == 0
+
+
+async def test_what_is_made_of_a_segment_that_is_kept_no_longer_counts_no_longer() -> None:
+    log = Log([1_000] * 50)
+    hub, segments = hub_of(log), Segments(log)
+    segment = await segments.after(hub, 0)
+    assert segment is not None
+    rest, held = segment.batch(0), segments.held_bytes
+    assert rest.protobuf
+    assert segments.held_bytes > held + 50_000
+    for cursor in range(1, 9):
+        segment.batch(cursor)
+    assert segments.held_bytes == held
+    assert rest.views
+    assert segments.held_bytes == held
+
+
 async def test_what_was_cut_is_refused_and_the_rest_of_its_segment_is_not() -> None:
     log = Log([100] * 2_000)
     hub, segments = hub_of(log), Segments(log)
