@@ -292,7 +292,9 @@ def check_readable(head: Head, revision: int) -> None:
 
 
 def compacted(head: Head) -> OutOfRange:
-    return OutOfRange("COMPACTED", "that part of the log is gone", horizon_revision=str(head.horizon))
+    return OutOfRange(
+        "COMPACTED", "that part of the log is gone; ask for a later one", horizon_revision=str(head.horizon)
+    )
 
 
 def _binding_of_list(namespace: Namespace, query: Query, as_of: AsOf) -> bytes:

@@ -162,6 +162,10 @@ class Group:
         """How many changes could be handed out, but for what may be in flight."""
         return sum(not item.in_flight and item.due <= now for item in self._first_of_each_key())
 
+    def next_due(self, now: int) -> int | None:
+        """When time alone lets a change be handed out (again) that cannot be now; None: it never does."""
+        return min((item.due for item in self._first_of_each_key() if item.due > now), default=None)
+
     def hand_out(self, now: int, limit: int, policy: Policy) -> list[Outstanding]:
         """At most *limit* changes, in order, that are now in flight until ``due``."""
         self.expire(now, policy)

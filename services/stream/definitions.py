@@ -35,10 +35,11 @@ _LONGEST_MAX_BACKOFF: Final = timedelta(hours=24)
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A definition, ready for use."""
+    """A definition, ready for use; *pushes*: it is a webhook."""
 
     selection: Selection
     policy: Policy
+    pushes: bool
 
 
 def settled(asked: pb.Subscription, receivers: Sequence[Receiver] = ()) -> bytes:
@@ -94,7 +95,7 @@ def compiled(definition: bytes) -> Compiled:
         min_backoff=retry.min_backoff.ToMicroseconds(),
         max_backoff=retry.max_backoff.ToMicroseconds(),
     )
-    return Compiled(selection_of(message.types, message.filter, ids=message.ids), policy)
+    return Compiled(selection_of(message.types, message.filter, ids=message.ids), policy, message.HasField("push"))
 
 
 def fields_named(definition: bytes) -> list[str]:

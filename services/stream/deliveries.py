@@ -14,8 +14,9 @@ To whoever delivers (the API's pulls, webhooks)::
     await deliveries.ack(namespace, "orders", ack_ids)            # and retry, park, extend
 
 Each of the latter returns the ack ids that came too late. All raise ``NotFound`` when there is no such subscription in
-this life of the namespace, ``Unavailable`` when the database or the log does not answer; taking and waiting also
-``OutOfRange`` (COMPACTED) when something that is to be delivered was cut from the log, until ``Seek``.
+this life of the namespace, ``FailedPrecondition`` (SUBSCRIPTION_PUSHES) when it is a webhook, but not to those who say
+that they *push*, ``Unavailable`` when the database or the log does not answer; taking and waiting also ``OutOfRange``
+(COMPACTED) when something that is to be delivered was cut from the log, until ``Seek``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from services.stream.definitions import compiled
 from services.stream.hubs import Hubs
 from services.stream.subscription_store import Locked, of_this_life
 from services.stream.upstream import Logs
-from services.stream.worker import PARKED, Shared, Worker, parse_ack_id
+from services.stream.worker import PARKED, Shared, Worker, check_who_takes, parse_ack_id
 
 FINISHED = Counter("strandline_stream_subscription_finished", "Changes that workers finished or skipped.")
 
@@ -47,30 +48,54 @@ class Deliveries:
         self._hubs = hubs
         self._logs = logs
         self._shared: dict[tuple[str, str, str], Shared] = {}
+        self._on_wake: list[Callable[[str, str], None]] = []
 
     @asynccontextmanager
-    async def worker(self, namespace: Namespace, id: str, *, share: int = 0) -> AsyncIterator[Worker]:
+    async def worker(
+        self, namespace: Namespace, id: str, *, share: int = 0, pushes: bool = False
+    ) -> AsyncIterator[Worker]:
         """One worker, who has at most *share* deliveries at a time (0: as many as the subscription allows)."""
         hub, _ = await self._hubs.attach(namespace)
         key = (namespace.id, namespace.epoch, id)
         shared = self._shared.setdefault(key, Shared())
         shared.workers += 1
         try:
-            yield Worker(self._database, self._logs, hub, namespace, id, shared, share)
+            yield Worker(self._database, self._logs, hub, namespace, id, shared, share, pushes)
         finally:
             self._hubs.detach(hub)
             shared.workers -= 1
             if not shared.workers:
                 self._shared.pop(key, None)
 
-    async def ack(self, namespace: Namespace, id: str, ack_ids: Sequence[str]) -> list[str]:
+    def wake(self, namespace: Namespace, id: str) -> None:
+        """Let whoever delivers it in this process look at once: its owner has changed something about it."""
+        if (shared := self._shared.get((namespace.id, namespace.epoch, id))) is not None:
+            shared.tell()
+        for hear in self._on_wake:
+            hear(namespace.id, id)
+
+    def on_wake(self, hear: Callable[[str, str], None]) -> None:
+        """Call *hear* with each subscription, by namespace and id, that is woken."""
+        self._on_wake.append(hear)
+
+    async def ack(self, namespace: Namespace, id: str, ack_ids: Sequence[str], *, pushes: bool = False) -> list[str]:
         """They are done."""
-        stale = await self._settle(namespace, id, ack_ids, lambda held, ack_id: held.progress.group.finish(ack_id))
+
+        def finish(held: Locked, ack_id: AckId) -> bool:
+            return held.progress.group.finish(ack_id)
+
+        stale = await self._settle(namespace, id, ack_ids, pushes, finish)
         FINISHED.inc(len(ack_ids) - len(stale))
         return stale
 
     async def retry(
-        self, namespace: Namespace, id: str, ack_ids: Sequence[str], pause: timedelta | None = None
+        self,
+        namespace: Namespace,
+        id: str,
+        ack_ids: Sequence[str],
+        pause: timedelta | None = None,
+        *,
+        pushes: bool = False,
     ) -> list[str]:
         """They failed. *pause*: before the next attempt, unless the last was made; None: as the policy has it."""
 
@@ -81,25 +106,38 @@ class Deliveries:
             wanted = backoff if pause is None else pause // timedelta(microseconds=1)
             return group.retry(ack_id, held.now + wanted, policy)
 
-        return await self._settle(namespace, id, ack_ids, retry)
+        return await self._settle(namespace, id, ack_ids, pushes, retry)
 
-    async def park(self, namespace: Namespace, id: str, ack_ids: Sequence[str], reason: str) -> list[str]:
+    async def park(
+        self, namespace: Namespace, id: str, ack_ids: Sequence[str], reason: str, *, pushes: bool = False
+    ) -> list[str]:
         """Put them aside, *reason* says why."""
-        return await self._settle(namespace, id, ack_ids, lambda held, ack_id: held.progress.group.park(ack_id, reason))
+
+        def park(held: Locked, ack_id: AckId) -> bool:
+            return held.progress.group.park(ack_id, reason)
+
+        return await self._settle(namespace, id, ack_ids, pushes, park)
 
     async def extend(self, namespace: Namespace, id: str, ack_ids: Sequence[str], time: timedelta) -> list[str]:
         """Let the worker have them for so much *time* from now on."""
-        more = time // timedelta(microseconds=1)
-        return await self._settle(
-            namespace, id, ack_ids, lambda held, ack_id: held.progress.group.extend(ack_id, held.now + more)
-        )
+
+        def extend(held: Locked, ack_id: AckId) -> bool:
+            return held.progress.group.extend(ack_id, held.now + time // timedelta(microseconds=1))
+
+        return await self._settle(namespace, id, ack_ids, False, extend)
 
     async def _settle(
-        self, namespace: Namespace, id: str, ack_ids: Sequence[str], settle: Callable[[Locked, AckId], bool]
+        self,
+        namespace: Namespace,
+        id: str,
+        ack_ids: Sequence[str],
+        pushes: bool,
+        settle: Callable[[Locked, AckId], bool],
     ) -> list[str]:
         parsed = [parse_ack_id(ack_id, index) for index, ack_id in enumerate(ack_ids)]
         async with store.locked(self._database, namespace.id, id) as found:
             held = of_this_life(found, namespace)
+            check_who_takes(held, pushes=pushes)
             stale = [text for text, ack_id in zip(ack_ids, parsed, strict=True) if not settle(held, ack_id)]
             PARKED.inc(len(held.progress.group.newly_parked))
         if (shared := self._shared.get((namespace.id, namespace.epoch, id))) is not None:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from services.runtime.changelog import Head
 from services.runtime.errors import FailedPrecondition, OutOfRange
 
+SNAPSHOT: Final = "start with a snapshot"
+"""What a reader does whose position was cut from the log."""
+SEEK: Final = "go on with what is left: `beginning`, or a later start"
+"""What the owner of a subscription does."""
 
-def check_position(revision: int, epoch: str, head: Head) -> None:
+
+def check_position(revision: int, epoch: str, head: Head, instead: str = SNAPSHOT) -> None:
     """Return if everything after *revision* of the life *epoch* (empty: whichever it is) can be read from the log.
+
+    *instead* says what to do if it was cut.
 
     Raises:
         FailedPrecondition: EPOCH_CHANGED, FUTURE_REVISION.
@@ -17,7 +26,7 @@ def check_position(revision: int, epoch: str, head: Head) -> None:
     if revision > head.revision:
         raise FailedPrecondition("FUTURE_REVISION", "the revision does not exist yet", head_revision=str(head.revision))
     if revision < head.horizon:
-        raise compacted(head.horizon)
+        raise compacted(head.horizon, instead)
 
 
 def check_epoch(epoch: str, head: Head) -> None:
@@ -26,6 +35,6 @@ def check_epoch(epoch: str, head: Head) -> None:
         raise FailedPrecondition("EPOCH_CHANGED", "the position is of another life of the namespace", epoch=head.epoch)
 
 
-def compacted(horizon: int) -> OutOfRange:
-    """The refusal of a position below *horizon*."""
-    return OutOfRange("COMPACTED", "that part of the log is gone; start with a snapshot", horizon_revision=str(horizon))
+def compacted(horizon: int, instead: str = SNAPSHOT) -> OutOfRange:
+    """The refusal of a position below *horizon*; *instead* says what to do."""
+    return OutOfRange("COMPACTED", f"that part of the log is gone; {instead}", horizon_revision=str(horizon))

@@ -31,6 +31,7 @@ from services.stream.http import HttpPort
 from services.stream.hubs import Hubs
 from services.stream.multiplex import Multiplexer
 from services.stream.passes import Passes
+from services.stream.pulls import Pulls
 from services.stream.snapshots import ResumeTokens
 from services.stream.subscription_api import SubscriptionHandlers
 from services.stream.subscription_upkeep import SubscriptionUpkeep
@@ -103,9 +104,9 @@ async def serve(settings: StreamSettings) -> None:
     http = HttpPort(feeds, multiplexer, changes, gate, passes)
     server = Server(settings)
     server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, multiplexer, changes), gate.admit)
-    handlers = SubscriptionHandlers(subscriptions, deliveries, hubs, access, token_key)
+    handlers = SubscriptionHandlers(subscriptions, deliveries, Pulls(deliveries, hubs, access), token_key)
     server.add(subscription_api.SERVICE, handlers, gate.admit)
-    server.add(webhook_api.SERVICE, WebhookHandlers(webhooks, token_key), gate.admit)
+    server.add(webhook_api.SERVICE, WebhookHandlers(webhooks, deliveries, token_key), gate.admit)
     server.add("strandline.stream.v1.TicketService", TicketHandlers(passes, database, access), gate.admit)
 
     upkeep = SubscriptionUpkeep(database, subscriptions, logs, access)

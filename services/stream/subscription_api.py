@@ -2,60 +2,41 @@
 
 from __future__ import annotations
 
-import logging
-import re
-import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import timedelta
-from typing import Final, Protocol
+from typing import Final
 
 import orjson
 from strandline.stream.v1 import subscription_pb2
 from strandline.stream.v1 import subscription_service_pb2 as pb
 
-from services.runtime.call import Call, Namespace, Principal
-from services.runtime.errors import NotFound, Unauthenticated, Unavailable, invalid_field
-from services.runtime.gate import EDITOR
+from services.runtime.call import Call, Namespace
+from services.runtime.errors import invalid_field
 from services.runtime.page_tokens import binding_of, open_token, page_size, seal
-from services.runtime.tokens import LEEWAY
 from services.stream.checkpoint import MAX_PARKED, Parked
 from services.stream.definitions import FIELDS, MAX_ACK_DEADLINE, MIN_ACK_DEADLINE, duration
 from services.stream.deliveries import Deliveries
-from services.stream.hub import Hub
-from services.stream.hubs import Hubs
+from services.stream.pulls import Pulls
+from services.stream.subscription_names import name_of, named, note
 from services.stream.subscription_store import COMPACTED
 from services.stream.subscriptions import MAX_SUBSCRIPTIONS, Status, Subscriptions, age_of, etag_of
 from services.stream.webhooks import describe
 
-logger = logging.getLogger(__name__)
-
 SERVICE: Final = "strandline.stream.v1.SubscriptionService"
 MAX_MESSAGES: Final = 100
 MAX_WAIT: Final = timedelta(seconds=10)
-SIGN_OF_LIFE_SECONDS: Final = 5.0
-_NAME: Final = re.compile(r"namespaces/([a-z][a-z0-9-]{1,62})/subscriptions/([a-z][a-z0-9-]{0,62})")
 _IN_JSON: Final = {"ackDeadline": "ack_deadline", "maxInFlight": "max_in_flight", "retryPolicy": "retry_policy"}
 State = subscription_pb2.Subscription
-
-
-class Access(Protocol):
-    """Who may do what (``access.AccessCopy``)."""
-
-    async def authorize(self, principal: Principal, namespace_id: str, role: int, *, write: bool) -> Namespace: ...
-
-    async def check_session(self, principal: Principal) -> None: ...
 
 
 class SubscriptionHandlers:
     """The handlers of ``SubscriptionService``."""
 
-    def __init__(
-        self, subscriptions: Subscriptions, deliveries: Deliveries, hubs: Hubs, access: Access, token_key: bytes
-    ) -> None:
+    def __init__(self, subscriptions: Subscriptions, deliveries: Deliveries, pulls: Pulls, token_key: bytes) -> None:
         self._subscriptions = subscriptions
         self._deliveries = deliveries
-        self._hubs = hubs
-        self._access = access
+        self._pulls = pulls
         self._token_key = token_key
 
     async def create_subscription(
@@ -65,11 +46,12 @@ class SubscriptionHandlers:
         status = await self._subscriptions.create(namespace, request.subscription_id, request.subscription)
         answer = pb.CreateSubscriptionResponse(subscription=_rendered(namespace, status))
         call.response_headers["location"] = f"/v1/{answer.subscription.name}"
-        _note(call, "made", answer.subscription.name)
+        self._deliveries.wake(namespace, request.subscription_id)
+        note(call, "made", answer.subscription.name)
         return answer
 
     async def get_subscription(self, request: pb.GetSubscriptionRequest, call: Call) -> pb.GetSubscriptionResponse:
-        namespace, id = _named(request.name, call)
+        namespace, id = named(request.name, call)
         status = await self._subscriptions.get(namespace, id)
         return pb.GetSubscriptionResponse(subscription=_rendered(namespace, status))
 
@@ -89,7 +71,7 @@ class SubscriptionHandlers:
     async def update_subscription(
         self, request: pb.UpdateSubscriptionRequest, call: Call
     ) -> pb.UpdateSubscriptionResponse:
-        namespace, id = _named(request.subscription.name, call, "subscription.name")
+        namespace, id = named(request.subscription.name, call, "subscription.name")
         present = {field.name for field, _ in request.subscription.ListFields()} & FIELDS
         fields = {_IN_JSON.get(text, text) for text in request.update_mask} or present
         if "*" in fields:
@@ -99,55 +81,40 @@ class SubscriptionHandlers:
             raise invalid_field("update_mask", f"{min(unknown)[:100]!r} is none of {known}, *")
         etag, _ = call.expected_etag(request.subscription.etag)
         status = await self._subscriptions.update(namespace, id, request.subscription, fields, etag)
-        _note(call, "changed", request.subscription.name)
+        self._deliveries.wake(namespace, id)
+        note(call, "changed", request.subscription.name)
         return pb.UpdateSubscriptionResponse(subscription=_rendered(namespace, status))
 
     async def delete_subscription(
         self, request: pb.DeleteSubscriptionRequest, call: Call
     ) -> pb.DeleteSubscriptionResponse:
-        namespace, id = _named(request.name, call)
+        namespace, id = named(request.name, call)
         etag, _ = call.expected_etag(request.etag)
         await self._subscriptions.delete(namespace, id, etag)
-        _note(call, "removed", request.name)
+        note(call, "removed", request.name)
         return pb.DeleteSubscriptionResponse()
 
     async def pull(self, request: pb.PullRequest, call: Call) -> pb.PullResponse:
-        namespace, id = _named(request.name, call)
+        namespace, id = named(request.name, call)
         wait = duration(request.wait, "wait", timedelta(0), MAX_WAIT).total_seconds() if request.HasField("wait") else 0
-        deadline = time.monotonic() + wait
-        async with self._deliveries.worker(namespace, id) as worker:
-            while True:
-                taken = await worker.take(request.max_messages or MAX_MESSAGES)
-                left = deadline - time.monotonic()
-                if taken or left <= 0 or self._hubs.draining:
-                    return pb.PullResponse(deliveries=taken)
-                await worker.wait(left)
-                await self._check(call, namespace, worker.hub)
+        limit = request.max_messages or MAX_MESSAGES
+        return pb.PullResponse(deliveries=await self._pulls.pull(call, namespace, id, limit, wait))
 
     async def streaming_pull(
         self, request: pb.StreamingPullRequest, call: Call
     ) -> AsyncIterator[pb.StreamingPullResponse]:
-        namespace, id = _named(request.name, call)
+        namespace, id = named(request.name, call)
         share = request.max_unacknowledged or MAX_MESSAGES
-        sent_at = time.monotonic()
-        async with self._deliveries.worker(namespace, id, share=share) as worker:
-            while True:
-                taken = await worker.take(share)
-                if taken or time.monotonic() - sent_at > SIGN_OF_LIFE_SECONDS:
-                    yield pb.StreamingPullResponse(deliveries=taken)
-                    sent_at = time.monotonic()
-                if not taken:
-                    await worker.wait(SIGN_OF_LIFE_SECONDS)
-                if self._hubs.draining:
-                    raise Unavailable("OVERLOADED", "this server is going away; open the stream again")
-                await self._check(call, namespace, worker.hub)
+        async with aclosing(self._pulls.stream(call, namespace, id, share)) as batches:
+            async for deliveries in batches:
+                yield pb.StreamingPullResponse(deliveries=deliveries)
 
     async def ack(self, request: pb.AckRequest, call: Call) -> pb.AckResponse:
-        namespace, id = _named(request.name, call)
+        namespace, id = named(request.name, call)
         return pb.AckResponse(stale_ack_ids=await self._deliveries.ack(namespace, id, request.ack_ids))
 
     async def nack(self, request: pb.NackRequest, call: Call) -> pb.NackResponse:
-        namespace, id = _named(request.name, call)
+        namespace, id = named(request.name, call)
         if request.action == pb.NackRequest.SKIP:
             stale = await self._deliveries.ack(namespace, id, request.ack_ids)
         elif request.action == pb.NackRequest.PARK:
@@ -159,13 +126,13 @@ class SubscriptionHandlers:
     async def modify_ack_deadline(
         self, request: pb.ModifyAckDeadlineRequest, call: Call
     ) -> pb.ModifyAckDeadlineResponse:
-        namespace, id = _named(request.name, call)
+        namespace, id = named(request.name, call)
         time = duration(request.ack_deadline, "ack_deadline", MIN_ACK_DEADLINE, MAX_ACK_DEADLINE)
         stale = await self._deliveries.extend(namespace, id, request.ack_ids, time)
         return pb.ModifyAckDeadlineResponse(stale_ack_ids=stale)
 
     async def list_parked(self, request: pb.ListParkedRequest, call: Call) -> pb.ListParkedResponse:
-        namespace, id = _named(request.name, call)
+        namespace, id = named(request.name, call)
         binding = binding_of("parked", namespace.id, namespace.epoch, id)
         after = ("", 0, 0)
         if request.page_token:
@@ -181,33 +148,19 @@ class SubscriptionHandlers:
         return answer
 
     async def replay_parked(self, request: pb.ReplayParkedRequest, call: Call) -> pb.ReplayParkedResponse:
-        namespace, id = _named(request.name, call)
+        namespace, id = named(request.name, call)
         keys = {_key(namespace, subject, index) for index, subject in enumerate(request.subjects)}
         replayed, parked, lost = await self._subscriptions.replay(namespace, id, keys)
-        _note(call, f"replayed {replayed} parked changes of", request.name)
+        self._deliveries.wake(namespace, id)
+        note(call, f"replayed {replayed} parked changes of", request.name)
         return pb.ReplayParkedResponse(replayed_count=replayed, parked_count=parked, lost_count=lost)
 
     async def seek(self, request: pb.SeekRequest, call: Call) -> pb.SeekResponse:
-        namespace, id = _named(request.name, call)
+        namespace, id = named(request.name, call)
         status = await self._subscriptions.seek(namespace, id, request.start)
-        _note(call, f"moved to {status.progress.group.cursor}", request.name)
+        self._deliveries.wake(namespace, id)
+        note(call, f"moved to {status.progress.group.cursor}", request.name)
         return pb.SeekResponse(subscription=_rendered(namespace, status))
-
-    async def _check(self, call: Call, namespace: Namespace, hub: Hub) -> None:
-        """Look again whether the caller may take deliveries: somebody who waits must not outlive his rights."""
-        principal = call.principal
-        assert principal is not None
-        if time.time() > principal.expires_at + LEEWAY:
-            raise Unauthenticated("TOKEN_INVALID", "the access token is not valid")
-        await self._access.check_session(principal)
-        now = await self._access.authorize(principal, namespace.id, EDITOR, write=True)
-        if now.epoch != namespace.epoch or hub.ended:
-            raise NotFound("NOT_FOUND", "the namespace was deleted, and its subscriptions with it")
-
-
-def _note(call: Call, done: str, name: str) -> None:
-    """Leave a trace of who managed what."""
-    logger.info("%s %s %s", call.actor, done, name)
 
 
 def _parent(parent: str, call: Call) -> Namespace:
@@ -217,18 +170,10 @@ def _parent(parent: str, call: Call) -> Namespace:
     return namespace
 
 
-def _named(name: str, call: Call, field: str = "name") -> tuple[Namespace, str]:
-    """The namespace and the id of the subscription called *name*."""
-    namespace = call.allowed_namespace()
-    if (match := _NAME.fullmatch(name)) is None or match[1] != namespace.id:
-        raise invalid_field(field, "must be namespaces/{namespace}/subscriptions/{subscription}")
-    return namespace, match[2]
-
-
 def _rendered(namespace: Namespace, status: Status) -> subscription_pb2.Subscription:
     definition, group = status.definition, status.progress.group
     message = subscription_pb2.Subscription.FromString(definition.definition)
-    message.name = f"namespaces/{namespace.id}/subscriptions/{definition.id}"
+    message.name = name_of(namespace, definition.id)
     message.state = State.ACTIVE
     if status.progress.state == COMPACTED:
         message.state = State.COMPACTED

@@ -31,7 +31,7 @@ from services.stream import subscription_store as store
 from services.stream import webhook_store
 from services.stream.checkpoint import MAX_OUTSTANDING, MAX_PARKED, Group, Parked, Position
 from services.stream.definitions import fields_named, settled
-from services.stream.positions import check_position, compacted
+from services.stream.positions import SEEK, check_position, compacted
 from services.stream.subscription_store import Definition, Locked, Progress, no_such_subscription, of_this_life
 from services.stream.upstream import Lease, Logs
 from services.stream.webhook_store import Webhook
@@ -197,7 +197,7 @@ class Subscriptions:
             except OutOfRange as failure:
                 wanted = int(failure.metadata["horizon_revision"])
                 if wanted > needed:
-                    raise
+                    raise compacted(wanted, SEEK) from failure
 
     # What is parked
 
@@ -264,7 +264,7 @@ class Subscriptions:
             case "beginning":
                 return head.horizon
             case "after_revision":
-                check_position(start.after_revision, "", head)
+                check_position(start.after_revision, "", head, SEEK)
                 return start.after_revision
             case "after_time":
                 return await self._position_at(namespace, start, head, field)
@@ -279,7 +279,7 @@ class Subscriptions:
         revision, head = await self._logs.revision_at(namespace.id, start.after_time)
         if 0 < head.horizon >= revision:
             # Whether something between the time and the horizon is gone can no longer be known.
-            raise compacted(head.horizon)
+            raise compacted(head.horizon, SEEK)
         return revision
 
     async def status(

@@ -8,9 +8,9 @@ secret counts for everything that is committed after it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
-import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -44,10 +44,8 @@ MANY_FAILURES: Final = 5
 """After so many in a row a receiver is asked by one request at a time, until one is answered well."""
 LOOK_SECONDS: Final = 1.0
 """How often to look for webhooks that nobody here serves yet."""
-IDLE_SECONDS: Final = 5.0
-"""How long to wait for something to send before the database is asked again; what is committed is heard of at once."""
 SOON_SECONDS: Final = 0.1
-"""At least so long. After a failure it is the pause before the next attempt, and then doubles up to the other."""
+"""How often to look for room that others leave."""
 REST_SECONDS: Final = 5.0
 """After something went wrong on our side."""
 GRACE_SECONDS: Final = 1.0
@@ -64,6 +62,8 @@ class Pushers:
         self._webhooks = webhooks
         self._room = Room(MAX_REQUESTS_OF_ALL, MAX_REQUESTS_OF_ONE)
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._woken: dict[tuple[str, str], asyncio.Event] = {}
+        deliveries.on_wake(self._begin)
 
     async def run(self) -> None:
         """Serve every webhook until cancelled; then give requests a moment to end."""
@@ -71,7 +71,8 @@ class Pushers:
             while True:
                 try:
                     for namespace_id, subscription in await self._database.read_one(store.select_work()):
-                        self._begin(namespace_id, subscription)
+                        if (namespace_id, subscription) not in self._tasks:
+                            self._begin(namespace_id, subscription)
                 except psycopg.Error as failure:
                     logger.warning("webhooks cannot be listed: %s", failure)
                 await asyncio.sleep(LOOK_SECONDS)
@@ -82,31 +83,46 @@ class Pushers:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _begin(self, namespace_id: str, subscription: str) -> None:
+        """Serve a webhook, if it is one; one that is served already is looked at again before that ends."""
         key = (namespace_id, subscription)
+        self._woken.setdefault(key, asyncio.Event()).set()
         if key not in self._tasks:
-            task = self._tasks[key] = asyncio.create_task(self._serve(namespace_id, subscription))
-            task.add_done_callback(lambda _: self._tasks.pop(key, None))
+            self._tasks[key] = asyncio.create_task(self._serve(namespace_id, subscription))
 
     async def _serve(self, namespace_id: str, subscription: str) -> None:
+        key = (namespace_id, subscription)
+        woken = self._woken[key]
         _PUSHERS.inc()
+        try:
+            while woken.is_set():
+                woken.clear()
+                if not await self._push(namespace_id, subscription):
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(woken.wait(), REST_SECONDS)
+                    woken.set()
+        finally:
+            _PUSHERS.dec()
+            del self._tasks[key], self._woken[key]
+
+    async def _push(self, namespace_id: str, subscription: str) -> bool:
+        """Serve a webhook until it is disabled or gone; False: until something went wrong on our side."""
         try:
             target = await self._webhooks.target(namespace_id, subscription)
             if target is None or target.health.is_disabled:
-                return
-            async with self._deliveries.worker(target.namespace, subscription, share=MAX_REQUESTS) as worker:
+                return True
+            worker_of = self._deliveries.worker(target.namespace, subscription, share=MAX_REQUESTS, pushes=True)
+            async with worker_of as worker:
                 await _Pusher(self._webhooks, self._deliveries, self._room, worker, target).run()
+            return True
         except NotFound:
             # The namespace was deleted: what is left of the subscription will be, too.
-            await asyncio.sleep(REST_SECONDS)
+            return False
         except (Error, SealError, psycopg.Error) as failure:
             # No attempt is counted: the receiver has nothing to do with it.
             logger.warning("webhook %s in %s rests: %s", subscription, namespace_id, failure)
-            await asyncio.sleep(REST_SECONDS)
         except Exception:
             logger.exception("webhook %s in %s rests", subscription, namespace_id)
-            await asyncio.sleep(REST_SECONDS)
-        finally:
-            _PUSHERS.dec()
+        return False
 
 
 class Room:
@@ -153,7 +169,6 @@ class _Pusher:
         self._target = target
         self._serving = True
         self._resting = False
-        self._pause = IDLE_SECONDS
         self._sending: set[asyncio.Task[_Result]] = set()
 
     async def run(self) -> None:
@@ -222,11 +237,9 @@ class _Pusher:
 
     async def _wait(self) -> None:
         """Until there may be something to send."""
-        deadline = time.monotonic() + self._pause
-        self._pause = min(2 * self._pause, IDLE_SECONDS)
-        # Workers are woken once a second, whether there are news or not.
-        while not (self._worker.has_news or self._worker.hub.ended) and (left := deadline - time.monotonic()) > 0:
-            await self._worker.wait(left)
+        # Workers are woken once a second, whether there is something or not.
+        while not (self._worker.should_look or self._worker.hub.ended):
+            await self._worker.wait(LOOK_SECONDS)
 
     def _begin(self, found: Sequence[subscription_pb2.Delivery]) -> None:
         for delivery in found:
@@ -264,7 +277,7 @@ class _Pusher:
             return
         delivered = [delivery.ack_id for delivery, one in sent if one.attempt.is_delivered]
         if delivered:
-            await self._deliveries.ack(self._target.namespace, self._target.subscription, delivered)
+            await self._deliveries.ack(self._target.namespace, self._target.subscription, delivered, pushes=True)
         for delivery, one in sent:
             if not one.attempt.is_delivered:
                 await self._fail(delivery, one.attempt)
@@ -279,7 +292,7 @@ class _Pusher:
         policy = compiled(self._target.definition).policy
         if delivery.delivery_attempt >= policy.max_attempts:
             reason = f"HTTP {attempt.status}" if attempt.status else Outcome.Name(attempt.outcome)
-            await self._deliveries.park(namespace, subscription, [delivery.ack_id], reason)
+            await self._deliveries.park(namespace, subscription, [delivery.ack_id], reason, pushes=True)
             return
         pause = pause_before_retry(
             delivery.delivery_attempt,
@@ -288,8 +301,7 @@ class _Pusher:
             attempt.retry_after,
             random.random(),
         )
-        await self._deliveries.retry(namespace, subscription, [delivery.ack_id], pause)
-        self._pause = min(self._pause, max(pause.total_seconds(), SOON_SECONDS))
+        await self._deliveries.retry(namespace, subscription, [delivery.ack_id], pause, pushes=True)
 
     async def _end(self) -> None:
         """Give requests that are under way a moment: what they achieve shall count."""

@@ -13,7 +13,8 @@ from strandline.stream.v1 import subscription_pb2, webhook_pb2
 
 from services.runtime.call import Namespace
 from services.runtime.database import Database, Statement
-from services.runtime.errors import NotFound
+from services.runtime.errors import Error, FailedPrecondition
+from services.stream import subscription_store
 from services.stream import webhook_store as store
 from services.stream.endpoints import Endpoint, Receiver, parse_endpoint
 from services.stream.webhook_messages import WebhookMessage
@@ -84,6 +85,18 @@ class Webhooks:
             disable_after=push.disable_after.ToTimedelta(),
         )
 
+    async def target_of(self, namespace: Namespace, subscription: str) -> Target:
+        """The webhook as it is now.
+
+        Raises:
+            NotFound: there is no such subscription.
+            FailedPrecondition: SUBSCRIPTION_DOES_NOT_PUSH.
+        """
+        target = await self.target(namespace.id, subscription)
+        if target is None or target.namespace.epoch != namespace.epoch:
+            raise await self._refusal(namespace, subscription)
+        return target
+
     async def send(self, target: Target, message: WebhookMessage) -> Sent:
         """Send *message* once.
 
@@ -106,7 +119,7 @@ class Webhooks:
         async with store.locked(self._database, target.namespace.id, target.subscription) as held:
             # Another one may have been made under the same name.
             if held is None or held.uid != target.uid:
-                raise no_such_webhook()
+                raise subscription_store.no_such_subscription()
             before = health = held.webhook.health
             now = datetime.now(UTC)
             deliveries = []
@@ -129,10 +142,11 @@ class Webhooks:
         """A new secret to show, and until when the one before signs too.
 
         Raises:
-            NotFound: there is no such webhook.
+            NotFound: there is no such subscription.
+            FailedPrecondition: SUBSCRIPTION_DOES_NOT_PUSH.
         """
         async with store.locked(self._database, namespace.id, subscription) as found:
-            held = _of_this_life(found, namespace)
+            held = await self._of_this_life(found, namespace, subscription)
             secret, sealed = self._sender.new_secret(held.uid)
             expiry = datetime.now(UTC) + overlap if overlap else None
             held.statements.append(store.set_secrets(namespace.id, subscription, sealed, held.webhook.secret, expiry))
@@ -142,10 +156,11 @@ class Webhooks:
         """Forget the failures, and go on.
 
         Raises:
-            NotFound: there is no such webhook.
+            NotFound: there is no such subscription.
+            FailedPrecondition: SUBSCRIPTION_DOES_NOT_PUSH.
         """
         async with store.locked(self._database, namespace.id, subscription) as found:
-            held = _of_this_life(found, namespace)
+            held = await self._of_this_life(found, namespace, subscription)
             held.statements += store.enable(namespace.id, subscription)
         return await self._found(namespace, subscription)
 
@@ -155,19 +170,35 @@ class Webhooks:
         """The attempts with a number below *before*, the newest first.
 
         Raises:
-            NotFound: there is no such webhook.
+            NotFound: there is no such subscription.
+            FailedPrecondition: SUBSCRIPTION_DOES_NOT_PUSH.
         """
         found, rows = await self._database.read(
             namespace.id,
             store.select(namespace.id, subscription),
             store.select_deliveries(namespace.id, subscription, before, limit),
         )
-        _of_this_life(store.found(found), namespace)
+        await self._of_this_life(store.found(found), namespace, subscription)
         return [store.Delivery(*row) for row in rows]
 
     async def _found(self, namespace: Namespace, subscription: str) -> store.Found:
         (rows,) = await self._database.read(namespace.id, store.select(namespace.id, subscription))
-        return _of_this_life(store.found(rows), namespace)
+        return await self._of_this_life(store.found(rows), namespace, subscription)
+
+    async def _of_this_life(self, found: _Stored | None, namespace: Namespace, subscription: str) -> _Stored:
+        if found is None or found.epoch != namespace.epoch:
+            raise await self._refusal(namespace, subscription)
+        return found
+
+    async def _refusal(self, namespace: Namespace, subscription: str) -> Error:
+        """Why there is no such webhook."""
+        rows = await self._database.read(namespace.id, *subscription_store.select(namespace.id, subscription))
+        there = subscription_store.found(rows)
+        if there is None or there[0].epoch != namespace.epoch:
+            return subscription_store.no_such_subscription()
+        return FailedPrecondition(
+            "SUBSCRIPTION_DOES_NOT_PUSH", "the subscription is no webhook: update it with `push` to make it one"
+        )
 
 
 def describe(push: webhook_pb2.PushConfig, webhook: store.Webhook) -> None:
@@ -183,16 +214,6 @@ def describe(push: webhook_pb2.PushConfig, webhook: store.Webhook) -> None:
     expiry = webhook.previous_secret_expire_time
     if expiry is not None and expiry > datetime.now(UTC):
         push.previous_secret_expire_time.FromDatetime(expiry)
-
-
-def no_such_webhook() -> NotFound:
-    return NotFound("NOT_FOUND", "there is no such subscription, or it does not push")
-
-
-def _of_this_life(found: _Stored | None, namespace: Namespace) -> _Stored:
-    if found is None or found.epoch != namespace.epoch:
-        raise no_such_webhook()
-    return found
 
 
 def _delivery(number: int, sent: Sent, attempt: int) -> store.Delivery:

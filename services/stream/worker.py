@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -18,11 +19,12 @@ from strandline.stream.v1 import feed_pb2, subscription_pb2
 from services.runtime.call import Namespace
 from services.runtime.changelog import Head
 from services.runtime.database import Database
-from services.runtime.errors import Error, NotFound, OutOfRange, Unavailable, invalid_field
+from services.runtime.errors import Error, FailedPrecondition, NotFound, OutOfRange, Unavailable, invalid_field
 from services.stream import subscription_store as store
-from services.stream.checkpoint import AckId, Outstanding, Position, Selected
+from services.stream.checkpoint import AckId, Group, Outstanding, Position, Selected
 from services.stream.definitions import compiled
 from services.stream.hub import Hub
+from services.stream.positions import SEEK, compacted
 from services.stream.selection import Selection
 from services.stream.subscription_store import Locked, of_this_life
 from services.stream.upstream import Logs
@@ -44,6 +46,11 @@ BYTES_EACH: Final = 4096
 FULL_BYTES: Final = 2**20
 # Looked at in one go.
 MANY_UNITS: Final = 256
+# A worker that hears of nothing looks again when the time of a change has come, and after so long: while something is
+# not done that another replica may be told of, and while there is nothing, which only a seek at another can change.
+BUSY_SECONDS: Final = 1.0
+IDLE_SECONDS: Final = 5.0
+LEAST_SECONDS: Final = 0.05
 # Redelivered changes lie scattered: two that are no further apart are read in one go.
 NEAR: Final = 50
 _ACK_ID: Final = re.compile(r"([0-9]{1,18})\.([0-9]{1,9})\.([0-9]{1,18})")
@@ -92,7 +99,10 @@ class _Run:
 
 
 class Worker:
-    """One worker on one subscription. ``hub`` is the one of the namespace."""
+    """One worker on one subscription. ``hub`` is the one of the namespace.
+
+    *pushes*: it sends to the receiver of a webhook; any other is refused the deliveries of one.
+    """
 
     def __init__(
         self,
@@ -103,6 +113,7 @@ class Worker:
         id: str,
         shared: Shared,
         share: int,
+        pushes: bool = False,
     ) -> None:
         self.hub = hub
         self._database = database
@@ -111,9 +122,11 @@ class Worker:
         self._id = id
         self._shared = shared
         self._share = share
+        self._pushes = pushes
         self._mine: set[AckId] = set()
         self._is_behind = False
         self._seen = (0, 0)
+        self._look_at = math.inf
 
     async def take(self, limit: int) -> list[subscription_pb2.Delivery]:
         """At most *limit* changes, in order, 3 MiB of them. Empty: there is nothing right now."""
@@ -136,18 +149,24 @@ class Worker:
             await self._give_back([parse_ack_id(delivery.ack_id, index) for index, delivery in enumerate(deliveries)])
 
     async def wait(self, seconds: float) -> None:
-        """Return when there may be something to take, at the latest after so many *seconds*."""
-        if self.has_news:
+        """Return when there may be something to take, at the latest after so many *seconds*, and now and then."""
+        if self.should_look:
             return
         waiting = {asyncio.ensure_future(self.hub.changed()), asyncio.ensure_future(self._shared.settled.wait())}
         try:
             # They wait from their first step on: what was told before that, none of them hears.
             await asyncio.sleep(0)
             if not self.has_news:
-                await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                left = min(seconds, self._look_at - time.monotonic())
+                await asyncio.wait(waiting, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in waiting:
                 task.cancel()
+
+    @property
+    def should_look(self) -> bool:
+        """Whether there may be something to take: there is news, or it was long ago that this worker looked."""
+        return self.has_news or time.monotonic() >= self._look_at
 
     @property
     def has_news(self) -> bool:
@@ -177,7 +196,9 @@ class Worker:
         """What this worker is given, and whether the group has read on."""
         async with store.locked(self._database, self._namespace.id, self._id) as found:
             held = of_this_life(found, self._namespace)
-            check_place(held.progress.state)
+            check_who_takes(held, pushes=self._pushes)
+            if held.progress.state == store.COMPACTED:
+                raise compacted(self.hub.horizon, SEEK)
             group = held.progress.group
             definition = compiled(held.definition.definition)
             before = self._shared.cursor
@@ -189,9 +210,16 @@ class Worker:
             await self._admit(held, definition.selection, units, limit)
             items = group.hand_out(held.now, limit, definition.policy)
             PARKED.inc(len(group.newly_parked))
+            self._look_at = time.monotonic() + self._patience(group, held.now)
         self._mine.update(item.ack_id for item in items)
         self._shared.cursor = group.cursor
         return items, group.cursor != before
+
+    def _patience(self, group: Group, now: int) -> float:
+        """How long to wait for news, in seconds. Every replica pushes: what one is told of concerns no other."""
+        most = BUSY_SECONDS if group.outstanding and not self._pushes else IDLE_SECONDS
+        due = group.next_due(now)
+        return most if due is None else min(most, max((due - now) / 1e6, LEAST_SECONDS))
 
     async def _admit(self, held: Locked, selection: Selection, units: _Run, limit: int) -> None:
         """Let the group read on until it has *limit* changes to hand out, and no further: its state stays small."""
@@ -225,9 +253,9 @@ class Worker:
             await self._fetch(revisions - contents.keys(), contents)
         except BaseException as failure:
             if isinstance(failure, OutOfRange):
-                # The next look says so.
                 await self._lose_place(min(item.position.revision for item in items) - 1)
-            elif isinstance(failure, Error):
+                raise compacted(int(failure.metadata["horizon_revision"]), SEEK) from failure
+            if isinstance(failure, Error):
                 await self._give_back([item.ack_id for item in items])
             raise
         deliveries: list[subscription_pb2.Delivery] = []
@@ -285,10 +313,17 @@ class Worker:
             raise NotFound("NOT_FOUND", "the namespace was deleted, and its subscriptions with it")
 
 
-def check_place(state: int) -> None:
-    """Raises ``OutOfRange`` (COMPACTED) for a subscription that has lost its place in the log."""
-    if state == store.COMPACTED:
-        raise OutOfRange("COMPACTED", "a change that is to be delivered was cut from the log; seek a position to go on")
+def check_who_takes(held: Locked, *, pushes: bool) -> None:
+    """Refuse to all but those who push the deliveries of a subscription that does.
+
+    Raises:
+        FailedPrecondition: SUBSCRIPTION_PUSHES.
+    """
+    if not pushes and compiled(held.definition.definition).pushes:
+        raise FailedPrecondition(
+            "SUBSCRIPTION_PUSHES",
+            "the subscription is a webhook, which takes its deliveries itself; update it without `push` to pull",
+        )
 
 
 def _following(selection: Selection, units: _Run, cursor: int, enough: int) -> list[tuple[int, Sequence[Selected]]]:

@@ -19,10 +19,13 @@ from services.stream.server import MIGRATIONS as OWN_MIGRATIONS
 from tests.nats import Nats
 from tests.postgres import postgres
 
-from .owner import SYSTEM, Owner, declare_types
+from .hooks import EDITOR, Editor, HookService
+from .owner import SYSTEM, TIDES, Owner, declare_types
+from .receiver import HookReceiver
 from .service import ANN, StreamService
+from .subscribers import Client, client_of, let
 
-__all__ = ["postgres"]
+__all__ = ["TIDES", "postgres"]
 
 _numbers = itertools.count(1)
 APP = "stream_app"
@@ -122,9 +125,6 @@ async def owner(make_owner: MakeOwner, monkeypatch: pytest.MonkeyPatch) -> Owner
     return first
 
 
-TIDES = Namespace("tides", "00c0ffee")
-
-
 async def found(owner: Owner, namespace: Namespace) -> None:
     """Make *namespace*, and Ann its viewer."""
     data = {"epoch": namespace.epoch, "state": "ACTIVE", "massChangeGuard": "OFF"}
@@ -153,3 +153,61 @@ async def make_stream(owner: Owner, nats_server: Nats, run_folder: Path) -> Asyn
 @pytest.fixture
 async def stream(make_stream: MakeStream) -> StreamService:
     return await make_stream()
+
+
+MakeReplica = Callable[[], Awaitable[StreamService]]
+
+
+@pytest.fixture
+async def make_replica(owner: Owner, make_stream: MakeStream, own_url: str) -> MakeReplica:
+    await let(owner, ANN, "EDITOR")
+
+    async def make() -> StreamService:
+        return await make_stream(own_url=own_url)
+
+    return make
+
+
+@pytest.fixture
+async def client(make_replica: MakeReplica) -> AsyncIterator[Client]:
+    async with client_of(await make_replica()) as client:
+        yield client
+
+
+@pytest.fixture
+async def receiver(tmp_path: Path) -> AsyncIterator[HookReceiver]:
+    server = HookReceiver(tmp_path)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+MakeHooks = Callable[..., Awaitable[HookService]]
+
+
+@pytest.fixture
+async def make_hooks(
+    owner: Owner, nats_server: Nats, run_folder: Path, own_url: str, receiver: HookReceiver
+) -> AsyncIterator[MakeHooks]:
+    """Replicas of the service over one database."""
+    member = {"namespace": "tides", "user": EDITOR, "role": "EDITOR"}
+    await owner.write(SYSTEM, {("membership", f"tides~{EDITOR}"): member})
+    made: list[HookService] = []
+
+    async def make(**options: Any) -> HookService:
+        options.setdefault("receivers", [receiver.opened])
+        address = run_folder / f"hooks{len(made)}"
+        made.append(HookService(owner.socket, nats_server.url, address, own_url, **options))
+        await made[-1].start()
+        return made[-1]
+
+    yield make
+    for service in made:
+        await service.stop()
+
+
+@pytest.fixture
+async def editor(make_hooks: MakeHooks) -> AsyncIterator[Editor]:
+    service = await make_hooks()
+    async with service.editor() as editor:
+        yield editor

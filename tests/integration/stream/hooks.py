@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
 from strandline.stream.v1 import (
     subscription_pb2,
     subscription_service_pb2,
@@ -28,11 +30,16 @@ from services.stream.lookups import GetAddresses
 from services.stream.webhook_api import WebhookHandlers
 from services.stream.webhook_pushers import Pushers
 
+from .receiver import Request
 from .service import StreamService, access_token
 
 EDITOR = "0192f0a0-0000-7000-8000-00000000000e"
 PARENT = "namespaces/tides"
 NAME = f"{PARENT}/subscriptions/hook"
+
+Outcome = webhook_pb2.WebhookDelivery
+# So that what fails is tried again at once, and tests need not wait for chance.
+AT_ONCE = {"min_backoff": Duration(nanos=100_000_000), "max_backoff": Duration(nanos=100_000_000)}
 
 
 class HookService(StreamService):
@@ -50,7 +57,7 @@ class HookService(StreamService):
         super().__init__(owner, nats_url, address, own_url=own_url, receivers=receivers, get_addresses=get_addresses)
         assert self.database is not None
         self._pushers = Pushers(self.database, self.deliveries, self.webhooks)
-        handlers = WebhookHandlers(self.webhooks, bytes(32))
+        handlers = WebhookHandlers(self.webhooks, self.deliveries, bytes(32))
         self._server.add_generic_rpc_handlers((generic_handler(webhook_api.SERVICE, handlers, self.gate.admit),))
         self._pushing: asyncio.Task[None] | None = None
 
@@ -133,6 +140,11 @@ class Editor:
         request = getattr(subscription_service_pb2, f"{method}Request")(**fields)
         return await getattr(self._subscriptions, method)(request, metadata=self._metadata)
 
+    def stream(self) -> Any:
+        """A stream of deliveries."""
+        request = subscription_service_pb2.StreamingPullRequest(name=NAME)
+        return self._subscriptions.StreamingPull(request, metadata=self._metadata)
+
     async def webhooks(self, method: str, **fields: Any) -> Any:
         """Call *method* of ``WebhookService`` with a request of *fields*."""
         request = getattr(webhook_service_pb2, f"{method}Request")(**fields)
@@ -142,3 +154,24 @@ class Editor:
         """What is remembered of attempts, the oldest first."""
         answer = await self.webhooks("ListWebhookDeliveries", parent=NAME, page_size=1000)
         return list(reversed(answer.deliveries))
+
+
+def changes_of(requests: Iterable[Request]) -> list[tuple[str, int]]:
+    """(entity, revision) of each request."""
+    return [
+        (change["entity"]["name"].rsplit("/", 1)[1], int(request.json["revision"]))
+        for request in requests
+        for unit in request.json["units"]["units"]
+        for change in unit["changes"]
+    ]
+
+
+def is_idle(subscription: Any) -> bool:
+    """Whether nothing is left to deliver."""
+    done: bool = subscription.lag.revisions == 0 and subscription.in_flight_count == 0
+    return done
+
+
+def details(failure: pytest.ExceptionInfo[grpc.aio.AioRpcError]) -> str:
+    metadata = dict(failure.value.trailing_metadata() or ())
+    return str(metadata["grpc-status-details-bin"])

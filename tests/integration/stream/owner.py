@@ -39,6 +39,7 @@ from services.runtime.upstream import MESSAGE_OPTIONS
 
 Data: TypeAlias = Mapping[str, Any] | None
 SYSTEM = Namespace("system", "5y57e111")
+TIDES = Namespace("tides", "00c0ffee")
 TYPES = {"system": ("namespace", "membership", "revocation"), "tides": ("buoy", "ship", "whale"), "reefs": ("buoy",)}
 
 FORGET: tuple[LiteralString, ...] = (

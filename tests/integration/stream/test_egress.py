@@ -36,14 +36,6 @@ class Resolver:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in self.names[host]]
 
 
-@pytest.fixture
-async def receiver(tmp_path: Path) -> AsyncIterator[HookReceiver]:
-    server = HookReceiver(tmp_path)
-    await server.start()
-    yield server
-    await server.stop()
-
-
 @asynccontextmanager
 async def egress(*receivers: HookReceiver, seconds: float = 30, names: Names | None = None) -> AsyncIterator[Egress]:
     resolver: Callable[..., Any] = socket.getaddrinfo if names is None else Resolver(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import pytest
@@ -187,6 +188,15 @@ class Groups(RuleBasedStateMachine):
         assert set(self.parked) == {at for at, state in states.items() if state == "parked"}
         assert self.group.parked == len(self.parked)
         assert list(self.group.outstanding) == sorted(self.group.outstanding)
+
+    @invariant()
+    def time_alone_changes_nothing_before_the_next_due_time(self) -> None:
+        group = deepcopy(self.group)
+        group.expire(self.now, POLICY)
+        ready, due = group.ready(self.now), group.next_due(self.now)
+        moment = self.now + 10**6 if due is None else due - 1
+        group.expire(moment, POLICY)
+        assert group.ready(moment) == ready
 
     def teardown(self) -> None:
         """Whatever happened: with workers that succeed, everything is delivered in the end, each key in order."""

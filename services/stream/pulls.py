@@ -1,0 +1,89 @@
+"""Pulling: workers that wait for deliveries over a connection, and whose rights are looked at while they wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final, Protocol
+
+from strandline.stream.v1 import subscription_pb2
+
+from services.runtime.call import Call, Namespace, Principal
+from services.runtime.errors import NotFound, Unauthenticated, Unavailable
+from services.runtime.gate import EDITOR
+from services.runtime.tokens import LEEWAY
+from services.stream.deliveries import Deliveries
+from services.stream.hub import Hub
+from services.stream.hubs import Hubs
+from services.stream.worker import Worker
+
+SIGN_OF_LIFE_SECONDS: Final = 5.0
+
+
+class Access(Protocol):
+    """Who may do what (``access.AccessCopy``)."""
+
+    async def authorize(self, principal: Principal, namespace_id: str, role: int, *, write: bool) -> Namespace: ...
+
+    async def check_session(self, principal: Principal) -> None: ...
+
+
+class Pulls:
+    """The pulls of this process. All raise as ``Deliveries`` does, and when their caller may consume no longer."""
+
+    def __init__(self, deliveries: Deliveries, hubs: Hubs, access: Access) -> None:
+        self._deliveries = deliveries
+        self._hubs = hubs
+        self._access = access
+
+    async def pull(
+        self, call: Call, namespace: Namespace, id: str, limit: int, seconds: float
+    ) -> Sequence[subscription_pb2.Delivery]:
+        """At most *limit* deliveries; empty when there was none for so many *seconds*."""
+        until = time.monotonic() + seconds
+        async with self._deliveries.worker(namespace, id) as worker:
+            while not (taken := await worker.take(limit)):
+                if not await self._wait(call, namespace, worker, until):
+                    break
+            return taken
+
+    async def stream(
+        self, call: Call, namespace: Namespace, id: str, share: int
+    ) -> AsyncGenerator[Sequence[subscription_pb2.Delivery], None]:
+        """Deliveries as they come, *share* of them at a time; none now and then, as a sign of life.
+
+        Raises:
+            Unavailable: this process goes away.
+        """
+        sent_at = time.monotonic()
+        async with self._deliveries.worker(namespace, id, share=share) as worker:
+            while True:
+                taken = await worker.take(share)
+                if taken or time.monotonic() - sent_at > SIGN_OF_LIFE_SECONDS:
+                    yield taken
+                    sent_at = time.monotonic()
+                if taken:
+                    await self._check(call, namespace, worker.hub)
+                else:
+                    await self._wait(call, namespace, worker, time.monotonic() + SIGN_OF_LIFE_SECONDS)
+                if self._hubs.draining:
+                    raise Unavailable("OVERLOADED", "this server is going away; open the stream again")
+
+    async def _wait(self, call: Call, namespace: Namespace, worker: Worker, until: float) -> bool:
+        """Whether there may be something to take before *until*. Returns early when this process goes away."""
+        while (left := until - time.monotonic()) > 0 and not self._hubs.draining:
+            await worker.wait(left)
+            await self._check(call, namespace, worker.hub)
+            if worker.should_look:
+                return True
+        return False
+
+    async def _check(self, call: Call, namespace: Namespace, hub: Hub) -> None:
+        """Look again whether the caller may take deliveries: somebody who waits must not outlive his rights."""
+        principal = call.identified()
+        if time.time() > principal.expires_at + LEEWAY:
+            raise Unauthenticated("TOKEN_INVALID", "the access token is not valid")
+        await self._access.check_session(principal)
+        now = await self._access.authorize(principal, namespace.id, EDITOR, write=True)
+        if now.epoch != namespace.epoch or hub.ended:
+            raise NotFound("NOT_FOUND", "the namespace was deleted, and its subscriptions with it")
