@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -22,6 +22,8 @@ from services.stream.selection import Selection, selection_of
 
 FIELDS: Final = frozenset({"types", "filter", "ids", "ack_deadline", "max_in_flight", "retry_policy", "push"})
 """What an owner chooses."""
+_OF_A_KIND: Final = frozenset({"ack_deadline", "retry_policy"})
+"""What is good for workers is not for receivers of webhooks."""
 ACK_DEADLINE: Final = timedelta(seconds=10)
 MIN_ACK_DEADLINE: Final = timedelta(seconds=1)
 MAX_ACK_DEADLINE: Final = timedelta(minutes=10)
@@ -81,6 +83,27 @@ def settled(asked: pb.Subscription, receivers: Sequence[Receiver] = ()) -> bytes
     policy.min_backoff.FromTimedelta(least)
     policy.max_backoff.FromTimedelta(max(least, most))
     return definition.SerializeToString(deterministic=True)
+
+
+def updated(stored: bytes, asked: pb.Subscription, fields: Collection[str]) -> pb.Subscription:
+    """What ``settled`` made, with *fields* as *asked*.
+
+    One that becomes a webhook, or is one no longer, is as if it were made so: what either kind has defaults of its own
+    for begins with these, unless it is among *fields*.
+    """
+    wanted = pb.Subscription.FromString(stored)
+    pushed = wanted.HasField("push")
+    taken = pb.Subscription()
+    taken.CopyFrom(asked)
+    for name in {field.name for field in pb.Subscription.DESCRIPTOR.fields} - set(fields):
+        taken.ClearField(name)  # type: ignore[arg-type]  # the names are its own
+    for name in fields:
+        wanted.ClearField(name)  # type: ignore[arg-type]
+    wanted.MergeFrom(taken)
+    if wanted.HasField("push") != pushed:
+        for name in _OF_A_KIND - set(fields):
+            wanted.ClearField(name)  # type: ignore[arg-type]
+    return wanted
 
 
 @lru_cache(maxsize=1000)

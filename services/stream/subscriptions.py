@@ -30,15 +30,17 @@ from services.runtime.rules import time_of
 from services.stream import subscription_store as store
 from services.stream import webhook_store
 from services.stream.checkpoint import MAX_OUTSTANDING, MAX_PARKED, Group, Parked, Position
-from services.stream.definitions import fields_named, settled
+from services.stream.definitions import compiled, fields_named, settled, updated
 from services.stream.positions import SEEK, check_position, compacted
 from services.stream.subscription_store import Definition, Locked, Progress, no_such_subscription, of_this_life
-from services.stream.upstream import Lease, Logs
+from services.stream.upstream import LEASE_TTL, Lease, Logs
 from services.stream.webhook_store import Webhook
 from services.stream.webhooks import Webhooks
 
 MAX_SUBSCRIPTIONS: Final = 100
 """Of a namespace."""
+PROVISIONAL_TTL: Final = timedelta(minutes=10)
+"""Of the lease of a subscription that is being made: should that fail, and the lease not be taken back either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +83,21 @@ class Subscriptions:
         # Delivery numbers go on where those of an earlier subscription with this id cannot have come.
         progress = Progress(store.ACTIVE, Group(revision, time.time_ns() // 1000))
         await self._remove_dead(namespace, id)
-        # First: from now on the log is not cut there.
-        await self._logs.put_lease(lease_of(namespace, made, revision))
         secret = ""
         statements = store.insert(namespace.id, made, progress)
         if asked.HasField("push"):
             secret, more = self._webhooks.new(namespace.id, id, made.uid)
             statements += more
         try:
+            # First: from now on the log is not cut there. Not for long, lest it waits for what is never made.
+            await self.hold(namespace, made, revision, revision, PROVISIONAL_TTL)
             await self._insert(namespace, made, statements)
         except BaseException:
             with contextlib.suppress(Error):
                 await self._logs.delete_lease(namespace.id, namespace.epoch, lease_name(made))
             raise
+        with contextlib.suppress(Error):  # upkeep does the same in a moment
+            await self.hold(namespace, made, revision, revision)
         return replace(await self.status(namespace, made, progress), secret=secret)
 
     async def get(self, namespace: Namespace, id: str) -> Status:
@@ -127,20 +131,13 @@ class Subscriptions:
         async with store.locked(self._database, namespace.id, id) as found:
             held = of_this_life(found, namespace)
             _check_etag(held.definition, etag)
-            wanted = pb.Subscription.FromString(held.definition.definition)
-            for name in fields:
-                wanted.ClearField(name)  # type: ignore[arg-type]  # the names are its own
-                taken = pb.Subscription()
-                taken.CopyFrom(asked)
-                for other in {field.name for field, _ in taken.ListFields()} - {name}:
-                    taken.ClearField(other)  # type: ignore[arg-type]
-                wanted.MergeFrom(taken)
+            wanted = updated(held.definition.definition, asked, fields)
             definition = settled(wanted, self._webhooks.receivers)
             if definition != held.definition.definition:
                 held.statements.append(store.update(namespace.id, id, definition))
                 held.statements.append(store.due_at_once(namespace.id, id))
             secret = ""
-            pushed = pb.Subscription.FromString(held.definition.definition).HasField("push")
+            pushed = compiled(held.definition.definition).pushes
             if wanted.HasField("push") and not pushed:
                 secret, statements = self._webhooks.new(namespace.id, id, held.definition.uid)
                 held.statements += statements
@@ -185,15 +182,17 @@ class Subscriptions:
             held.statements.append(store.due_at_once(namespace.id, id))
         return await self.status(namespace, held.definition, held.progress)
 
-    async def hold(self, namespace: Namespace, definition: Definition, wanted: int, needed: int) -> None:
-        """Keep the log after *wanted*, or what is left of it, as long as that is everything after *needed*.
+    async def hold(
+        self, namespace: Namespace, definition: Definition, wanted: int, needed: int, ttl: timedelta = LEASE_TTL
+    ) -> None:
+        """Keep the log after *wanted*, or what is left of it, as long as that is everything after *needed*; for *ttl*.
 
         Raises:
             OutOfRange: COMPACTED, it is not: retention has its limits, also for consumers.
         """
         while True:
             try:
-                return await self._logs.put_lease(lease_of(namespace, definition, wanted))
+                return await self._logs.put_lease(lease_of(namespace, definition, wanted, ttl))
             except OutOfRange as failure:
                 wanted = int(failure.metadata["horizon_revision"])
                 if wanted > needed:
@@ -294,7 +293,7 @@ class Subscriptions:
                 _, bodies = await self._logs.units(namespace.id, checkpoint, checkpoint + 1)
                 if bodies:
                     oldest = feed_pb2.Unit.FromString(bodies[0]).commit_time.ToDatetime(UTC)
-        pushes = pb.Subscription.FromString(definition.definition).HasField("push")
+        pushes = compiled(definition.definition).pushes
         webhook = await self._webhooks.stored(namespace, definition.id) if pushes else None
         return Status(definition, progress, head.revision, oldest, webhook)
 
@@ -331,13 +330,12 @@ async def needed_after(held: Locked, namespace: Namespace) -> int:
     return checkpoint if oldest is None else min(checkpoint, oldest - 1)
 
 
-def lease_of(namespace: Namespace, definition: Definition, acknowledged: int) -> Lease:
-    """The lease that keeps the log for a subscription."""
+def lease_of(namespace: Namespace, definition: Definition, acknowledged: int, ttl: timedelta) -> Lease:
+    """The lease that keeps the log for a subscription, for *ttl*."""
     asked = pb.Subscription.FromString(definition.definition)
     types = list(asked.types) or sorted({entity_id.split("/")[0] for entity_id in asked.ids})
-    return Lease(
-        namespace.id, namespace.epoch, lease_name(definition), types, fields_named(definition.definition), acknowledged
-    )
+    fields = fields_named(definition.definition)
+    return Lease(namespace.id, namespace.epoch, lease_name(definition), types, fields, acknowledged, ttl)
 
 
 def lease_name(definition: Definition) -> str:

@@ -118,6 +118,19 @@ async def test_a_subscription_that_cannot_be_is_refused(client: Client) -> None:
     assert not (await client.ask("ListSubscriptions", parent="namespaces/tides")).subscriptions
 
 
+async def test_a_bound_is_told_as_it_is_meant(client: Client) -> None:
+    await client.create()
+    many = subscription_pb2.Subscription(name=NAME, max_in_flight=1001)
+    for call, text in (
+        (client.ask("UpdateSubscription", subscription=many), "must be 1 to 1000, or 0 for the default"),
+        (client.ask("Nack", ack_ids=["1.0.1"]), "must be RETRY, PARK or SKIP"),
+        (client.ask("Nack", ack_ids=["1.0.1"], action=7), "must be RETRY, PARK or SKIP"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call
+        assert text in (raised.value.details() or "")
+
+
 async def test_what_makes_no_sense_is_refused(owner: Owner, client: Client) -> None:
     await client.create()
     assert await refused(client.create()) == (grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import timedelta
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from strandline.stream.v1 import subscription_pb2
@@ -100,6 +103,30 @@ async def test_a_start_in_time_is_after_the_last_revision_before_it(owner: Owner
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await client.ask("Seek", start=subscription_pb2.Start(after_time=none))
         assert reason(raised.value)[0] == "INVALID_FIELD"
+
+
+async def test_while_a_subscription_is_being_made_its_lease_is_a_short_one(
+    owner: Owner, client: Client, own_url: str
+) -> None:
+    async def life() -> timedelta:
+        async with owner.database.connection() as connection, connection.transaction():
+            await connection.execute("SELECT set_config('app.namespace', 'tides', true)")
+            cursor = await connection.execute("SELECT expire_time - now() FROM consumer_leases")
+            row = await cursor.fetchone()
+            return row[0] if row else timedelta()
+
+    async with asyncio.timeout(60):
+        async with await psycopg.AsyncConnection.connect(own_url) as connection:
+            # What is made waits here, after the lease was put.
+            await connection.execute("LOCK TABLE subscription_upkeep IN SHARE ROW EXCLUSIVE MODE")
+            making = asyncio.create_task(client.create())
+            while True:
+                if found := await life():
+                    break
+                await asyncio.sleep(0.01)
+            assert found <= timedelta(minutes=10)
+        await making
+        assert await life() > timedelta(days=6)
 
 
 async def test_a_subscription_keeps_the_log_from_being_cut_and_lets_go_when_it_is_removed(

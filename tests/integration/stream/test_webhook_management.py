@@ -301,3 +301,33 @@ async def test_a_webhook_that_rests_goes_on_at_once_with_a_secret_that_opens(
     rotated = await editor.webhooks("RotateWebhookSecret", name=NAME, overlap=timedelta())
     (request,) = await receiver.wait_for(1)
     assert request.is_signed_by(rotated.secret)
+
+
+async def test_who_changes_its_kind_has_the_defaults_of_the_new_one_unless_told_otherwise(
+    receiver: HookReceiver, editor: Editor
+) -> None:
+    async def update(*mask: str, **fields: Any) -> tuple[int, int, int, int]:
+        """Attempts, pauses and deadline in seconds after an update."""
+        subscription = {"name": NAME, **fields}
+        answer = await editor.subscriptions("UpdateSubscription", subscription=subscription, update_mask=mask)
+        found, policy = answer.subscription, answer.subscription.retry_policy
+        return policy.max_attempts, policy.min_backoff.seconds, policy.max_backoff.seconds, found.ack_deadline.seconds
+
+    await editor.subscriptions(
+        "CreateSubscription",
+        parent="namespaces/tides",
+        subscription_id="hook",
+        subscription={
+            "start": {"now": True},
+            "ack_deadline": timedelta(seconds=2),
+            "retry_policy": {"max_attempts": 3},
+        },
+    )
+    push = {"endpoint": receiver.url()}
+    assert await update("push", push=push) == (40, 1, 21600, 10)
+    assert await update("retry_policy", retry_policy={"max_attempts": 7}) == (7, 1, 21600, 10)
+    assert await update("push", push=push) == (7, 1, 21600, 10)
+    assert await update("push") == (10, 1, 600, 10)
+    policy = {"max_attempts": 5}
+    assert await update(push=push, retry_policy=policy, ack_deadline=timedelta(seconds=30)) == (5, 1, 21600, 30)
+    assert await update("push", "ack_deadline", ack_deadline=timedelta(seconds=3)) == (10, 1, 600, 3)
