@@ -1,7 +1,7 @@
 """What a webhook's receiver gets: an id, and a body that is the same in each attempt.
 
 The body of a change is the message that a feed would carry it in, alone in its unit, with what Standard Webhooks
-recommends (``type``, ``timestamp``) and the subscription beside it. Its range, (revision - 1, revision], is that unit's.
+recommends (``type``, ``timestamp``) and the subscription beside it. Its range is that of the unit.
 """
 
 from __future__ import annotations
