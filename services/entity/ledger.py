@@ -22,9 +22,10 @@ from services.entity.store import EntityRow
 from services.entity.type_changes import TypeChange, TypeRound
 from services.runtime import wire
 from services.runtime.changelog import DELETED, UPDATED, Change
-from services.runtime.committer import Decision, Stamp, TooMuch, Unit
+from services.runtime.committer import Decision, Stamp, TooMuch
 from services.runtime.database import Row, Statement
 from services.runtime.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
+from services.runtime.lanes import Unit
 from services.runtime.masks import EVERYTHING
 from services.runtime.rpc import status_of_error
 

@@ -18,9 +18,10 @@ from services.entity.content import CompiledType
 from services.entity.model import EntityKey, StoredEntity, entity_name, etag_of
 from services.entity.usage_store import add_usage
 from services.runtime.changelog import PURGED, Change
-from services.runtime.committer import Decision, Stamp, Unit
+from services.runtime.committer import Decision, Stamp
 from services.runtime.database import Row, Statement
 from services.runtime.errors import Aborted, NotFound
+from services.runtime.lanes import Unit
 
 MAX_CHANGES: Final = 1000
 MAX_BYTES: Final = 16 * 2**20

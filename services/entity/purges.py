@@ -15,9 +15,10 @@ from services.entity.purge_changes import LongHistory, Purge, StillLive, blank, 
 from services.entity.writes import Writer, Writing
 from services.runtime import changelog
 from services.runtime.call import Namespace
-from services.runtime.committer import Committer, Receipt
+from services.runtime.committer import Committer
 from services.runtime.database import Database, Statement, pipeline
 from services.runtime.errors import Aborted, NotFound, Unavailable
+from services.runtime.lanes import Receipt
 
 MAX_ATTEMPTS: Final = 1000
 """Of which each blanks a part of the history."""

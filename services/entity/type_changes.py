@@ -17,11 +17,12 @@ from services.entity.operation_store import OperationKey
 from services.entity.retention_store import Lease
 from services.entity.schemas import field_types, no_field, rules_out
 from services.runtime.changelog import SCHEMA_CHANGED, Change
-from services.runtime.committer import Decision, Stamp, Unit
+from services.runtime.committer import Decision, Stamp
 from services.runtime.database import Row, Statement
 from services.runtime.errors import Aborted, AlreadyExists, FailedPrecondition, invalid_field
 from services.runtime.filters.ast import Path
 from services.runtime.filters.types import ITEMS
+from services.runtime.lanes import Unit
 from services.runtime.wire import JsonObject
 
 

@@ -8,7 +8,7 @@ import logging
 from services.entity import import_store, operation_store, retention_store, usage_store
 from services.entity.compaction import compact
 from services.entity.import_store import ImportKey
-from services.runtime import changelog
+from services.runtime import request_ids
 from services.runtime.call import Namespace
 from services.runtime.database import Database, Statement
 
@@ -35,7 +35,7 @@ async def forget_everywhere(database: Database) -> None:
     failed: dict[str, Exception] = {}
     for namespace, epoch in rows:
         try:
-            await changelog.forget_requests(database, namespace)
+            await request_ids.forget_requests(database, namespace)
             await database.write(
                 namespace,
                 retention_store.forget_leases(namespace),

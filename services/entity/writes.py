@@ -32,10 +32,12 @@ from services.entity.operations import apply
 from services.entity.preconditions import Precondition
 from services.entity.turns import Turns
 from services.runtime.call import Namespace
-from services.runtime.changelog import Share, select_versions
-from services.runtime.committer import Committer, Outcomes, Receipt
+from services.runtime.changelog import select_versions
+from services.runtime.committer import Committer
 from services.runtime.database import Database
 from services.runtime.errors import Error, InvalidArgument, Unavailable
+from services.runtime.lanes import Outcomes, Receipt
+from services.runtime.request_ids import Share
 
 MAX_ATTEMPTS: Final = 10
 MAX_PAUSE: Final = 0.002

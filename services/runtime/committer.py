@@ -1,16 +1,13 @@
 """Group commit: every unit that waits in a namespace goes into one transaction, decided under the head's lock.
 
-One lane per namespace and process. A lane takes all waiting units whose footprints are disjoint, and commits them in
-two pipelined round trips and one fsync: (1) lock the head, look up request ids, read what the units need; decide each
-unit in arrival order, in plain Python; (2) append to the log, apply the rows, COMMIT. Because everything is decided
-under the lock and no unit of a batch can change what another one is decided on, one unit's refusal never fails its
-neighbours, and two replicas order each other by the head row. If a statement still fails, the batch is bisected until
-only the guilty unit fails. A connection lost inside COMMIT is answered by committing the same batch again: a request id
-that is found was committed.
+One lane per namespace and process (``lanes``). What it takes is committed in two pipelined round trips and one fsync:
+(1) lock the head, look up request ids, read what the units need; decide each unit in arrival order, in plain Python;
+(2) append to the log, apply the rows, COMMIT. Because everything is decided under the lock and no unit of a batch can
+change what another one is decided on, one unit's refusal never fails its neighbours, and two replicas order each other
+by the head row. If a statement still fails, the batch is bisected until only the guilty unit fails. A connection lost
+inside COMMIT is answered by committing the same batch again: a request id that is found was committed.
 
-A large batch is written in parts, so that PostgreSQL stores one while the next is decided. With many writers a lane
-lets units gather for some milliseconds, because a commit costs about the same for one as for fifty; a lone writer
-never waits.
+A large batch is written in parts, so that PostgreSQL stores one while the next is decided.
 """
 
 from __future__ import annotations
@@ -18,64 +15,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import psycopg
 
-from services.runtime import changelog
+from services.runtime import changelog, request_ids
 from services.runtime.call import Namespace
-from services.runtime.changelog import AnsweredRequest, Change, Head, LoggedUnit, Share
+from services.runtime.changelog import Change, Head, LoggedUnit
 from services.runtime.database import Connection, Database, Row, Statement, pipeline
 from services.runtime.errors import Error, InvalidArgument, Unavailable
+from services.runtime.lanes import (
+    MAX_BATCH_BYTES,
+    MAX_WAITING_UNITS,
+    Lane,
+    Outcomes,
+    Receipt,
+    Submission,
+    Unit,
+    Waiting,
+    unanswered,
+)
+from services.runtime.request_ids import AnsweredRequest
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH_UNITS = 1000
-MAX_BATCH_BYTES = 8 * 2**20
-MAX_WAITING_UNITS = 20_000
-# How many waiting units are looked at for one batch: all that wait may want the same name, one batch each.
-MAX_LOOKED_AT = 4 * MAX_BATCH_UNITS
 # How many units are written while the next ones are decided: about as much as a socket takes at once.
 PART_UNITS = 128
-# A recent batch of this size says that there are many writers. Then the next one begins when enough units wait, when
-# none has come for a moment, or after this time.
-MANY_UNITS = 4
-ENOUGH_UNITS = 128
-GATHER_SECONDS = 0.005
-MOMENT_SECONDS = 0.002
-# How much of a batch's size counts after the next one: two writers are few again after some ten commits.
-FADING = 0.8
 # How long a batch is tried again after its connection was lost.
 RECONNECT_SECONDS = 10.0
-
-
-@dataclass(kw_only=True, eq=False)
-class Unit:
-    """One atomic unit that waits to be committed.
-
-    ``exclusive`` names what the unit writes (entity names, unique values), ``shared`` what it only refers to: two
-    units with a conflict never share a batch. ``method`` and ``body_hash`` make a repeated ``request_id`` answerable.
-    ``size`` is about how many bytes the unit will take. ``share`` says that the unit is one of many of one request,
-    which are remembered together; then ``request_id`` is the share's.
-    """
-
-    actor: str
-    method: str
-    request_id: str
-    body_hash: bytes
-    exclusive: frozenset[Hashable]
-    shared: frozenset[Hashable] = frozenset()
-    size: int = 1000
-    validate_only: bool = False
-    share: Share | None = None
-
-    @property
-    def request_key(self) -> tuple[str, str, str]:
-        return (self.actor, self.method, self.request_id)
 
 
 class Stamp(NamedTuple):
@@ -98,15 +68,6 @@ class Decision(NamedTuple):
     answer: bytes = b""
     result: Any = None
     accepted: Callable[[], None] | None = None
-
-
-class Receipt(NamedTuple):
-    """An acknowledged unit. ``result`` is None for a repeated request: read it from ``answer`` and the log."""
-
-    revision: int
-    epoch: str
-    answer: bytes
-    result: Any = None
 
 
 U = TypeVar("U", bound=Unit)
@@ -147,100 +108,6 @@ class Ledger(Protocol[U_contra]):
         ...
 
 
-Outcomes: TypeAlias = list[Receipt | Exception]
-
-
-class _Submission:
-    """Units that were submitted together, and are answered together."""
-
-    __slots__ = ("done", "missing", "outcomes")
-
-    def __init__(self, units: int) -> None:
-        self.done: asyncio.Future[Outcomes] = asyncio.get_running_loop().create_future()
-        self.missing = units
-        self.outcomes: Outcomes = [_UNANSWERED] * units
-
-    def answer(self, place: int, outcome: Receipt | Exception) -> None:
-        self.missing -= self.outcomes[place] is _UNANSWERED
-        self.outcomes[place] = outcome
-        if not self.missing and not self.done.done():
-            self.done.set_result(self.outcomes)
-
-
-_UNANSWERED: Final = Unavailable("OVERLOADED", "not answered")
-
-
-class _Waiting(NamedTuple, Generic[U]):
-    unit: U
-    submission: _Submission
-    place: int
-
-
-def _unanswered(batch: Sequence[_Waiting[U]]) -> Sequence[_Waiting[U]]:
-    """Those of *batch* that no transaction has settled: whoever heard of a refusal must not be committed after all."""
-    return [item for item in batch if item.submission.outcomes[item.place] is _UNANSWERED]
-
-
-@dataclass(eq=False)
-class _Lane(Generic[U]):
-    namespace: Namespace
-    waiting: deque[_Waiting[U]] = field(default_factory=deque)
-    worker: asyncio.Task[None] | None = None
-    busy: float = 0.0
-    """The size of recent batches, fading."""
-
-    async def gather(self, committed: int) -> None:
-        """Let units come in if there are many writers; the last batch had *committed* units."""
-        self.busy = max(committed, self.busy * FADING)
-        if self.busy < MANY_UNITS:
-            return
-        clock = asyncio.get_running_loop().time
-        until = clock() + GATHER_SECONDS
-        known = 0
-        while len(self.waiting) < ENOUGH_UNITS and clock() < until and not 0 < len(self.waiting) == known:
-            known = len(self.waiting)
-            await asyncio.sleep(MOMENT_SECONDS)
-            await asyncio.sleep(0)  # a loop runs its timers before it looks who has come
-
-    def take(self) -> list[_Waiting[U]]:
-        """The next batch: waiting units in order, without those that conflict with an earlier one.
-
-        After ``MAX_LOOKED_AT`` units the rest stays as it is, behind those that have to wait.
-        """
-        batch: list[_Waiting[U]] = []
-        left: deque[_Waiting[U]] = deque()
-        asked: set[tuple[str, str, str]] = set()
-        written: set[Hashable] = set()
-        referred: set[Hashable] = set()
-        size = 0
-        while self.waiting and len(batch) + len(left) < MAX_LOOKED_AT:
-            item = self.waiting.popleft()
-            if item.submission.done.done():  # the caller went away
-                continue
-            unit = item.unit
-            request, exclusive, shared = unit.request_key, unit.exclusive, unit.shared
-            full = len(batch) >= MAX_BATCH_UNITS or (bool(batch) and size + unit.size > MAX_BATCH_BYTES)
-            conflict = (
-                request in asked
-                or not written.isdisjoint(exclusive)
-                or not written.isdisjoint(shared)
-                or not referred.isdisjoint(exclusive)
-            )
-            # A unit that has to wait still blocks its footprint: later units on the same names must not overtake it.
-            asked.add(request)
-            written |= exclusive
-            referred |= shared
-            if full or conflict:
-                left.append(item)
-                if full:
-                    break
-            else:
-                batch.append(item)
-                size += unit.size
-        self.waiting.extendleft(reversed(left))
-        return batch
-
-
 @dataclass(frozen=True, slots=True)
 class Commit:
     """What one transaction added to a log: the units in ``(after, head.revision]``."""
@@ -261,7 +128,7 @@ class Committer(Generic[U]):
         self._database = database
         self._ledger = ledger
         self._published = published
-        self._lanes: dict[tuple[str, str], _Lane[U]] = {}
+        self._lanes: dict[tuple[str, str], Lane[U]] = {}
 
     async def commit(self, namespace: Namespace, unit: U) -> Receipt:
         """Commit *unit*; returns when it is on disk.
@@ -281,14 +148,14 @@ class Committer(Generic[U]):
         Units on the same names apply in the order of submission. Raises ``Unavailable`` if too many wait.
         """
         key = (namespace.id, namespace.epoch)
-        lane = self._lanes.setdefault(key, _Lane(namespace))
+        lane = self._lanes.setdefault(key, Lane(namespace))
         if len(lane.waiting) + len(units) > MAX_WAITING_UNITS:
             raise Unavailable("OVERLOADED", "too many writes wait in this namespace; retry")
-        submission = _Submission(len(units))
+        submission = Submission(len(units))
         for place, unit in enumerate(units):
             if not unit.request_id:
                 unit.request_id = uuid.uuid4().hex
-            lane.waiting.append(_Waiting(unit, submission, place))
+            lane.waiting.append(Waiting(unit, submission, place))
         if lane.worker is None:
             lane.worker = asyncio.create_task(self._work(key, lane))
         return submission.done
@@ -298,7 +165,7 @@ class Committer(Generic[U]):
         workers = [lane.worker for lane in self._lanes.values() if lane.worker is not None]
         await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _work(self, key: tuple[str, str], lane: _Lane[U]) -> None:
+    async def _work(self, key: tuple[str, str], lane: Lane[U]) -> None:
         try:
             while batch := lane.take():
                 await self._commit_or_bisect(lane.namespace, batch)
@@ -308,11 +175,11 @@ class Committer(Generic[U]):
             if not lane.waiting:
                 self._lanes.pop(key, None)
 
-    async def _commit_or_bisect(self, namespace: Namespace, batch: Sequence[_Waiting[U]]) -> None:
+    async def _commit_or_bisect(self, namespace: Namespace, batch: Sequence[Waiting[U]]) -> None:
         try:
             await self._commit_through_reconnects(namespace, batch)
         except Exception as failure:
-            failed = _unanswered(batch)
+            failed = unanswered(batch)
             if len(failed) > 1 and not isinstance(failure, Error) and not _is_passing(failure):
                 middle = len(failed) // 2
                 await self._commit_or_bisect(namespace, failed[:middle])
@@ -321,10 +188,10 @@ class Committer(Generic[U]):
             for item in failed:
                 item.submission.answer(item.place, failure)
 
-    async def _commit_through_reconnects(self, namespace: Namespace, batch: Sequence[_Waiting[U]]) -> None:
+    async def _commit_through_reconnects(self, namespace: Namespace, batch: Sequence[Waiting[U]]) -> None:
         deadline = asyncio.get_running_loop().time() + RECONNECT_SECONDS
         pause = 0.02
-        while missing := _unanswered(batch):
+        while missing := unanswered(batch):
             try:
                 async with self._database.connection() as connection:
                     await self._attempt(connection, namespace, missing)
@@ -337,14 +204,14 @@ class Committer(Generic[U]):
                 pause = min(pause * 2, 0.5)
                 await self._database.discard_idle()
 
-    async def _attempt(self, connection: Connection, namespace: Namespace, batch: Sequence[_Waiting[U]]) -> None:
+    async def _attempt(self, connection: Connection, namespace: Namespace, batch: Sequence[Waiting[U]]) -> None:
         units = [item.unit for item in batch]
         try:
             (_, head_rows, request_rows, *rows) = await pipeline(
                 connection,
                 Statement("BEGIN"),
                 Statement(changelog.LOCK_HEAD, (namespace.id,)),
-                changelog.find_requests(
+                request_ids.find_requests(
                     namespace.id,
                     [unit.request_id for unit in units if unit.share is None],
                     [unit.share for unit in units if unit.share is not None],
@@ -355,7 +222,7 @@ class Committer(Generic[U]):
                 await self._begin_life(connection, namespace)
                 return await self._attempt(connection, namespace, batch)
             epoch, revision, commit_time = head_rows[0]
-            known = {request.key: request for request in changelog.answered_requests(request_rows)}
+            known = {request.key: request for request in request_ids.answered_requests(request_rows)}
             deciding = _Deciding(
                 self._ledger.open_round(namespace.id, units, rows),
                 known,
@@ -457,7 +324,11 @@ class _Deciding(Generic[U]):
             return []
         self.answered = True
         self.logged += [unit.body for unit in logged]
-        return [*changelog.append(namespace, logged, answers), *self._round.writes(accepted)]
+        return [
+            *changelog.append(namespace, logged),
+            request_ids.remember(namespace, answers),
+            *self._round.writes(accepted),
+        ]
 
     def _decide(
         self, unit: U, logged: list[LoggedUnit], answers: list[AnsweredRequest], accepted: list[tuple[U, Stamp]]

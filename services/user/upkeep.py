@@ -8,7 +8,7 @@ import logging
 import psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.runtime import changelog
+from services.runtime import changelog, request_ids
 from services.runtime.access import HEARTBEAT_SECONDS, HEARTBEAT_SUBJECT
 from services.runtime.bus import Bus, head_message
 from services.runtime.database import Database
@@ -44,7 +44,7 @@ async def sweep(database: Database, engine: AsyncEngine) -> None:
         try:
             async with store.transaction(engine) as tx:
                 await store.sweep(tx)
-            await changelog.forget_requests(database, SYSTEM)
+            await request_ids.forget_requests(database, SYSTEM)
         except psycopg.Error as failure:
             logger.warning("sweeping up failed: %s", type(failure).__name__)
         await asyncio.sleep(SWEEP_SECONDS)

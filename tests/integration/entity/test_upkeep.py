@@ -33,7 +33,7 @@ async def remembered(deployment: Deployment, shore: Shore) -> int:
 async def test_old_requests_are_forgotten_in_parts_and_young_ones_kept(
     shore: Shore, replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.runtime.changelog.FORGET_AT_ONCE", 10)
+    monkeypatch.setattr("services.runtime.request_ids.FORGET_AT_ONCE", 10)
     await shore.declare()
     await answer_long_ago(replica.deployment, shore, 35)
     await forget_everywhere(replica.service.database)

@@ -11,9 +11,10 @@ from strandline.stream.v1 import feed_pb2
 
 from services.runtime import changelog
 from services.runtime.call import Namespace
-from services.runtime.committer import Decision, Outcomes, Receipt, Stamp, _Lane, _Submission, _Waiting
+from services.runtime.committer import Decision, Stamp
 from services.runtime.database import Connection, Statement, pipeline
 from services.runtime.errors import Aborted, InvalidArgument
+from services.runtime.lanes import Lane, Outcomes, Receipt, Submission, Waiting
 
 from .conftest import NAMESPACE, CellRound, Cells, Put, Replica, put
 
@@ -254,12 +255,12 @@ async def test_a_batch_that_is_cut_again_and_again_is_not_read_in_full_each_time
 async def test_of_many_that_wait_for_one_name_few_are_looked_at_and_the_order_stays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("services.runtime.committer.MAX_LOOKED_AT", 10)
-    lane: _Lane[Put] = _Lane(NAMESPACE)
+    monkeypatch.setattr("services.runtime.lanes.MAX_LOOKED_AT", 10)
+    lane: Lane[Put] = Lane(NAMESPACE)
     cells = ["a"] * 30 + ["b"] * 5 + ["a", "c"]
     units = [put(cell, n, request_id=str(n)) for n, cell in enumerate(cells)]
-    submission = _Submission(len(units))
-    lane.waiting.extend(_Waiting(unit, submission, place) for place, unit in enumerate(units))
+    submission = Submission(len(units))
+    lane.waiting.extend(Waiting(unit, submission, place) for place, unit in enumerate(units))
     batches = [[item.unit for item in lane.take()] for _ in range(len(units))]
     assert [unit.value for unit in batches[0]] == [0], "what is not looked at does not overtake"
     assert {unit.value for batch in batches for unit in batch} == set(range(len(units)))
@@ -269,7 +270,7 @@ async def test_of_many_that_wait_for_one_name_few_are_looked_at_and_the_order_st
 
 
 async def test_a_lone_writer_waits_for_nobody_and_many_wait_for_each_other() -> None:
-    lane: _Lane[Put] = _Lane(NAMESPACE)
+    lane: Lane[Put] = Lane(NAMESPACE)
     assert not waits(lane, 1)
     assert waits(lane, 64)
     assert waits(lane, 1), "one small batch does not make them few"
@@ -277,7 +278,7 @@ async def test_a_lone_writer_waits_for_nobody_and_many_wait_for_each_other() -> 
         pass  # but some do
 
 
-def waits(lane: _Lane[Put], committed: int) -> bool:
+def waits(lane: Lane[Put], committed: int) -> bool:
     """Whether the commit after one of *committed* units lets others come in first."""
     gathering = lane.gather(committed)
     try:

@@ -24,10 +24,12 @@ from strandline.stream.v1 import feed_pb2
 
 from services.runtime import changelog, wire
 from services.runtime.call import Namespace
-from services.runtime.changelog import CREATED, UPDATED, Change, Share
-from services.runtime.committer import Commit, Committer, Decision, Outcomes, Receipt, Stamp, Unit
+from services.runtime.changelog import CREATED, UPDATED, Change
+from services.runtime.committer import Commit, Committer, Decision, Stamp
 from services.runtime.database import Database, Row, Statement, packed_int8, packed_text
 from services.runtime.errors import Aborted
+from services.runtime.lanes import Outcomes, Receipt, Unit
+from services.runtime.request_ids import Share
 
 POISON = 666  # the table refuses it
 CELLS = ("a", "b", "c", "d")

@@ -5,20 +5,20 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from services.runtime import changelog
+from services.runtime import changelog, request_ids
 from services.runtime.database import INDEX_WALKS_ONLY, Statement
 
 from .conftest import NAMESPACE
 
 IDS = [f"r{number}" for number in range(1000)]
-SHARES = [changelog.Share("many", number) for number in range(1000)]
+SHARES = [request_ids.Share("many", number) for number in range(1000)]
 
 
 @pytest.mark.parametrize("filled", [False, True], ids=["empty tables", "full tables"])
 @pytest.mark.parametrize(
     ("statement", "index", "condition"),
     [
-        (changelog.find_requests(NAMESPACE.id, IDS, SHARES), "requests_pkey", "request_id >= k.first"),
+        (request_ids.find_requests(NAMESPACE.id, IDS, SHARES), "requests_pkey", "request_id >= k.first"),
         (changelog.select_versions(NAMESPACE.id, [("cell", "c")], 9), "versions_pkey", "id = k.id"),
     ],
     ids=["request ids", "versions"],

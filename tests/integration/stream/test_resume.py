@@ -45,7 +45,7 @@ async def commit(owner: Owner, first: int, units: Sequence[Sequence[Change]], *s
             Statement("SELECT set_config('app.namespace', %s, true)", (TIDES.id,)),
             begin_life(TIDES.id, TIDES.epoch),
             Statement(LOCK_HEAD, (TIDES.id,)),
-            *append(TIDES.id, logged, ()),
+            *append(TIDES.id, logged),
             *statements,
             Statement("COMMIT"),
         )

@@ -5,14 +5,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.runtime.changelog import (
-    MAX_SPAN,
-    AnsweredRequest,
-    Share,
-    answered_requests,
-    kept_together,
-    ranges_of,
-)
+from services.runtime.request_ids import MAX_SPAN, AnsweredRequest, Share, answered_requests, kept_together, ranges_of
 
 slow_machines = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 names = st.sampled_from(["one", "two", "two0", "a_long-one"])
