@@ -9,22 +9,30 @@ const names = { sse: "EventSource", websocket: "WebSocket" };
 
 document.querySelector("#namespace").textContent = namespace;
 
+function count(number, one, many) {
+  return `${number} ${number === 1 ? one : many}`;
+}
+
 function show(transport, letIn) {
   const section = document.querySelector("main").appendChild(document.createElement("section"));
   const title = section.appendChild(document.createElement("h2"));
   title.append(`${names[transport]} `);
   const status = title.appendChild(document.createElement("small"));
   const table = section.appendChild(document.createElement("table"));
+  const head = table.createTHead().insertRow();
+  for (const text of ["Revision", "Entity", "Data"]) head.appendChild(document.createElement("th")).textContent = text;
+  const body = table.createTBody();
   const revisions = [];
   let scheduled = false;
 
   function draw() {
     scheduled = false;
     status.className = feed.state === "live" ? "live" : feed.violations.length ? "broken" : "";
-    const proof = feed.violations.at(0) ?? `${feed.entities.size} entities at revision ${feed.revision ?? "-"}`;
-    status.textContent = `${feed.state}: ${proof}, ${feed.connections} connections`;
+    const entities = count(feed.entities.size, "entity", "entities");
+    const proof = feed.violations.at(0) ?? `${entities} at revision ${feed.revision ?? "-"}`;
+    status.textContent = `${feed.state}: ${proof}, ${count(feed.connections, "connection", "connections")}`;
     const latest = [...feed.entities.values()].sort((a, b) => Number(b.revision) - Number(a.revision)).slice(0, rows);
-    table.replaceChildren(
+    body.replaceChildren(
       ...latest.map((entity) => {
         const row = document.createElement("tr");
         row.insertCell().textContent = entity.revision;

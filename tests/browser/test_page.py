@@ -7,7 +7,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from strandline_cli.home import Home
 from strandline_cli.platform import Running
 from strandline_client import Client
 
-from tests.e2e.local_platform import Platform, new_home, started
+from tests.e2e.local_platform import Platform
 
 from . import chromium
 
@@ -31,26 +31,6 @@ JSON.stringify(Object.fromEntries(Object.entries(window.feeds ?? {}).map(([name,
   return [name, { revision, state, violations, connections, revisions, entities }];
 })))"""
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module")
-def program() -> str:
-    found = chromium.path()
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(chromium.NAMES)} is on the path")
-    return found
-
-
-@pytest.fixture(scope="module")
-def platform(program: str) -> Iterator[Platform]:
-    with new_home() as home, started(home) as running:
-        yield running
-
-
-@pytest.fixture
-async def tab(program: str) -> AsyncIterator[chromium.Tab]:
-    async with chromium.chromium(program) as opened:
-        yield opened
 
 
 class Namespace:
@@ -150,7 +130,7 @@ async def test_event_source_and_web_socket_miss_nothing_while_the_stream_is_cut_
     for feed in told.values():
         assert feed["revisions"] == list(range(start + 1, namespace.head + 1))
         assert feed["entities"] == namespace.truth
-    rows = f"document.querySelectorAll('main tr').length === {2 * len(namespace.truth)}"
+    rows = f"document.querySelectorAll('main tbody tr').length === {2 * len(namespace.truth)}"
     await becomes_true(tab, rows)  # drawn a moment later
     if path := os.environ.get("STRANDLINE_SCREENSHOT"):
         await tab.screenshot(path)

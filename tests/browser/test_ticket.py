@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
-from tests.e2e.local_platform import Platform, new_home, started
+from tests.e2e.local_platform import Platform
 
 from . import chromium
 
@@ -51,26 +50,6 @@ _SOCKET = """
   return JSON.stringify(said);
 })()
 """
-
-
-@pytest.fixture(scope="module")
-def program() -> str:
-    found = chromium.path()
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(chromium.NAMES)} is on the path")
-    return found
-
-
-@pytest.fixture(scope="module")
-def platform(program: str) -> Iterator[Platform]:
-    with new_home() as home, started(home) as running:
-        yield running
-
-
-@pytest.fixture
-async def tab(program: str) -> AsyncIterator[chromium.Tab]:
-    async with chromium.chromium(program) as opened:
-        yield opened
 
 
 async def run(tab: chromium.Tab, token: str, script: str) -> Any:
