@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from strandline.stream.v1 import subscription_pb2
 
 from services.runtime.call import Call, Namespace, Principal
 from services.runtime.errors import NotFound, Unauthenticated, Unavailable
-from services.runtime.gate import EDITOR
+from services.runtime.gate import EDITOR, Access
 from services.runtime.tokens import LEEWAY
 from services.stream.deliveries import Deliveries
 from services.stream.hub import Hub
@@ -18,14 +18,6 @@ from services.stream.hubs import Hubs
 from services.stream.worker import Worker
 
 SIGN_OF_LIFE_SECONDS: Final = 5.0
-
-
-class Access(Protocol):
-    """Who may do what (``access.AccessCopy``)."""
-
-    async def authorize(self, principal: Principal, namespace_id: str, role: int, *, write: bool) -> Namespace: ...
-
-    async def check_session(self, principal: Principal) -> None: ...
 
 
 class Pulls:
