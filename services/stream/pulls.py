@@ -8,7 +8,7 @@ from typing import Final
 
 from strandline.stream.v1 import subscription_pb2
 
-from services.runtime.call import Call, Namespace, Principal
+from services.runtime.call import Call, Namespace
 from services.runtime.errors import NotFound, Unauthenticated, Unavailable
 from services.runtime.gate import EDITOR, Access
 from services.runtime.tokens import LEEWAY
