@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import re
+import select
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         self._trip: _RoundTrip | None = None
         # A descriptor of our own for the socket: psycopg may wait at the other one, and libpq close it.
         self._descriptor = -1
+        self._poll = select.poll()
         self._watched_by: asyncio.AbstractEventLoop | None = None
 
     def watch(self, trip: _RoundTrip) -> None:
@@ -68,6 +70,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         if self._watched_by is not loop:
             if self._descriptor < 0:
                 self._descriptor = os.dup(self.pgconn.socket)
+                self._poll.register(self._descriptor, select.POLLIN)
             loop.add_reader(self._descriptor, self._on_readable)
             self._watched_by = loop
 
@@ -76,10 +79,14 @@ class Connection(psycopg.AsyncConnection[Row]):
         self._trip = None
 
     def _on_readable(self) -> None:
-        if self._trip is not None:
-            self._trip.on_readable()
-        else:
+        if self._trip is None:
             self._unwatch()  # psycopg reads by itself, or the server has hung up
+            return
+        self._trip.on_readable()
+        # An answer usually comes in one piece. If not, all there is has to be taken now: uvloop tells of an error on
+        # the socket once, and the server's last words may come with it.
+        while self._trip is not None and self._poll.poll(0):
+            self._trip.on_readable()
 
     def _unwatch(self) -> None:
         if self._watched_by is not None and not self._watched_by.is_closed():

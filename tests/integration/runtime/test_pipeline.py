@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
+import psutil
 import psycopg
 import pytest
+import uvloop
 from psycopg.pq import TransactionStatus
 
 from services.runtime.database import (
@@ -251,3 +254,26 @@ def open_inodes() -> list[int]:
         with contextlib.suppress(OSError):  # that of the folder itself
             inodes.append(os.fstat(int(name)).st_ino)
     return inodes
+
+
+def test_a_server_that_dies_before_it_has_read_everything_ends_the_trip(log_url: str) -> None:
+    """On the loop of the services: it tells of a socket's first error once, together with the last words before it."""
+
+    async def ask_one_that_dies() -> None:
+        connection = await Connection.connect(log_url, autocommit=True)
+        try:
+            server = connection.pgconn.backend_pid
+            os.kill(server, signal.SIGSTOP)
+            # More than the server takes at once, so that some is left unread when it goes.
+            trip = asyncio.create_task(pipeline(connection, Statement("SELECT %s::text", ("x" * 100_000,))))
+            await asyncio.sleep(0)
+            # From here on the loop does not look: it finds last words and error together.
+            os.kill(server, signal.SIGTERM)
+            os.kill(server, signal.SIGCONT)
+            psutil.wait_procs([psutil.Process(server)], timeout=30)
+            with pytest.raises(psycopg.errors.AdminShutdown):
+                await asyncio.wait_for(trip, 15)
+        finally:
+            await connection.close()
+
+    uvloop.run(ask_one_that_dies())
