@@ -26,8 +26,8 @@ const enter = async (parent) => {
 """
 _EVENTS = """
 (async () => {
-  const [status] = await enter("namespaces/demo");
-  const feed = new EventSource("/v1/namespaces/demo:watch?now=true");
+  const [status] = await enter("namespaces/demo%(of)s");
+  const feed = new EventSource("/v1/namespaces/demo%(of)s:watch?now=true");
   const message = await new Promise((resolve) => {
     feed.onmessage = ({data}) => resolve(JSON.parse(data));
     feed.onerror = () => resolve({failed: true});
@@ -59,17 +59,18 @@ async def run(tab: chromium.Tab, token: str, script: str) -> Any:
 async def test_a_page_of_the_edge_reads_by_event_source_and_by_websocket(platform: Platform, tab: chromium.Tab) -> None:
     # The edge serves no pages, but what it says of a path that is not there is a document of its origin.
     await tab.open(f"{platform.rest}/no-page", bypass_csp=True)
-    read = await run(tab, platform.token(), _EVENTS)
-    assert read["status"] == 200
-    assert "progress" in read["message"], read
-    assert read["seen"] == ""  # no script sees the cookie
+    for of in ("", "/members"):
+        read = await run(tab, platform.token(), _EVENTS % {"of": of})
+        assert read["status"] == 200
+        assert "progress" in read["message"], read
+        assert read["seen"] == ""  # no script sees the cookie
     said = await run(tab, platform.token(), _SOCKET)
     assert "created" in said, said
 
 
 async def test_a_page_of_another_origin_gets_nowhere_with_the_cookie(platform: Platform, tab: chromium.Tab) -> None:
     await tab.open(f"{platform.rest}/no-page", bypass_csp=True)
-    assert (await run(tab, platform.token(), _EVENTS))["status"] == 200
+    assert (await run(tab, platform.token(), _EVENTS % {"of": ""}))["status"] == 200
     # Same address, other name: another origin, and another site.
     await tab.open(f"{platform.rest.replace('127.0.0.1', 'localhost')}/no-page", bypass_csp=True)
     script = """

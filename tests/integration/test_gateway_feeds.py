@@ -18,6 +18,7 @@ __all__ = ["stack"]
 
 WATCH = "/v1/namespaces/demo:watch"
 MANY = "/v1/namespaces:watch"
+MEMBERS = "/v1/namespaces/demo/members:watch"
 PAUSE = 0.2
 
 
@@ -230,9 +231,9 @@ async def test_the_cookie_of_a_page_goes_to_the_service_instead_of_a_token(stack
         return web.Response(text="{}")
 
     stack.upstreams.http = feed
-    for path in (WATCH, MANY):
+    for path in (WATCH, MANY, MEMBERS):
         assert (await stack.call("GET", path, token=None, **COOKIE)).status == 200
-    assert seen == [(path, COOKIE["cookie"], False) for path in (WATCH, MANY)]
+    assert seen == [(path, COOKIE["cookie"], False) for path in (WATCH, MANY, MEMBERS)]
     # Beside it a token may be missing, and not wrong.
     assert (await stack.call("GET", WATCH, token=stack.token(aud="other"), **COOKIE)).reason == "TOKEN_INVALID"
 
