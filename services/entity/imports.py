@@ -286,7 +286,8 @@ class Importer:
             if out_of_reach or run.calls > MAX_WAITING or time.monotonic() > deadline:
                 raise wrong_offset(run.recorded)
             if draft is None:
-                draft = await self._writer.draft(namespace.id, asked)
+                writing = _writing(namespace, actor, chunk)
+                draft = await self._writer.draft(writing, asked, first=offset)
                 continue
             moved = await _moved(run)
             if not moved or known.state is None or offset < run.recorded:
@@ -331,8 +332,7 @@ class Importer:
         draft: Draft | None,
     ) -> list[Written | BaseException]:
         """Write what is *asked*; what became of each line. An error there is what was asked: no row, or no good one."""
-        limits = limits_of(namespace, chunk.import_id, state)
-        writing = Writing(namespace, actor, METHOD, chunk.import_id, chunk.dry_run, limits, remembers_refusals=True)
+        writing = _writing(namespace, actor, chunk)._replace(limits=limits_of(namespace, chunk.import_id, state))
         outcomes = await self._writer.batch(writing, asked, first=chunk.offset, draft=draft)
         for item, outcome in zip(asked, outcomes, strict=True):
             if type(outcome) is not Written and outcome is not item:
@@ -397,6 +397,11 @@ class Importer:
         if state is None or recorded is None or recorded.digest != taken.digest:
             raise wrong_offset(state.next_offset if state is not None else 0)
         return state
+
+
+def _writing(namespace: Namespace, actor: str, chunk: Chunk) -> Writing:
+    """How rows are written, but for their limits."""
+    return Writing(namespace, actor, METHOD, chunk.import_id, chunk.dry_run, remembers_refusals=True)
 
 
 def _account(

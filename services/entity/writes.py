@@ -125,14 +125,14 @@ class Writer:
                 await _pause(number)
         raise _contended()
 
-    async def draft(self, namespace: str, mutations: Sequence[Mutation | Error]) -> Draft:
-        """What of ``batch`` can be done before it is the turn of *mutations*."""
+    async def draft(self, writing: Writing, mutations: Sequence[Mutation | Error], *, first: int) -> Draft:
+        """What of ``batch`` can be done before it is the turn of *mutations*, which have a request id."""
         waves = _waves(mutations)
-        ready: list[_Ready] = []
+        units: list[Write] = []
         for block in _blocks(waves[0]) if waves else ():
-            ready += await self._ready(namespace, block)
+            units += await self._units(writing, writing.request_id, first, block)
             await asyncio.sleep(0)
-        return Draft(waves, ready)
+        return Draft(waves, units)
 
     async def batch(
         self, writing: Writing, mutations: Sequence[Mutation | Error], *, first: int = 0, draft: Draft | None = None
@@ -140,15 +140,18 @@ class Writer:
         """Commit each of *mutations* as a unit of its own; an ``Error`` among them is its own outcome.
 
         Writes to one entity are committed in the given order, because each waits for the one before it. They are
-        remembered under the numbers from *first* on. A *draft* of the same mutations may be older than what is stored.
+        remembered under the numbers from *first* on. A *draft* of the same mutations may be older than what is stored,
+        and know other limits.
         """
         base = writing.request_id or uuid.uuid4().hex
         contended = _contended()
         outcomes: list[Written | BaseException] = [item if isinstance(item, Error) else contended for item in mutations]
-        waves, ready = draft or (_waves(mutations), [])
+        waves, units = draft or Draft(_waves(mutations), [])
+        for unit in units:
+            unit.limits = writing.limits
         for wave in waves:
-            pending = await self._settle(writing, base, first, wave, outcomes, ready)
-            ready = []
+            pending = await self._settle(writing, base, first, wave, outcomes, units)
+            units = []
             if not pending:
                 continue
             async with self._turns.at(writing.namespace.id, [mutation.key for _, mutation in pending]):
@@ -166,14 +169,14 @@ class Writer:
         first: int,
         pending: Sequence[tuple[int, Mutation]],
         outcomes: list[Written | BaseException],
-        ready: Sequence[_Ready] = (),
+        units: Sequence[Write] = (),
     ) -> list[tuple[int, Mutation]]:
         """Put what became of *pending* into *outcomes*; those that have to be tried again.
 
-        *ready* are all of them, or none.
+        *units* are those of all of them, or none.
         """
         stale = []
-        for item, result in zip(pending, await self._attempt(writing, base, first, pending, ready), strict=True):
+        for item, result in zip(pending, await self._attempt(writing, base, first, pending, units), strict=True):
             if isinstance(result, Stale):
                 stale.append(item)
             else:
@@ -186,13 +189,14 @@ class Writer:
         base: str,
         first: int,
         pending: Sequence[tuple[int, Mutation]],
-        ready: Sequence[_Ready],
+        units: Sequence[Write],
     ) -> list[Written | BaseException]:
         parts: list[asyncio.Future[Outcomes]] = []
         # The first rows are committed while the last ones are prepared; what is ready goes together.
-        for block in [pending] if ready else _blocks(pending):
+        for block in [pending] if units else _blocks(pending):
             try:
-                part = self._submit(writing, base, first, ready or await self._ready(writing.namespace.id, block))
+                ready = units or await self._units(writing, base, first, block)
+                part = self._committer.submit(writing.namespace, *ready)
             except Exception as failure:
                 # Rows of other blocks may be on disk by now: their answers must not be lost with it.
                 part = asyncio.get_running_loop().create_future()
@@ -202,20 +206,15 @@ class Writer:
         outcomes = chain.from_iterable(await asyncio.gather(*parts))
         return [outcome if isinstance(outcome, Exception) else _written(outcome) for outcome in outcomes]
 
-    async def _ready(self, namespace: str, block: Sequence[tuple[int, Mutation]]) -> list[_Ready]:
-        prepared = await self._prepare(namespace, [[mutation] for _, mutation in block])
+    async def _units(
+        self, writing: Writing, base: str, first: int, block: Sequence[tuple[int, Mutation]]
+    ) -> list[Write]:
+        prepared = await self._prepare(writing.namespace.id, [[mutation] for _, mutation in block])
+        shares = [Share(base, first + place) for place, _ in block]
         return [
-            _Ready(place, fingerprint([mutation]), item)
-            for (place, mutation), item in zip(block, prepared, strict=True)
+            _unit(writing, share.request_id, fingerprint([mutation]), item, False, share=share)
+            for (_, mutation), item, share in zip(block, prepared, shares, strict=True)
         ]
-
-    def _submit(self, writing: Writing, base: str, first: int, ready: Sequence[_Ready]) -> asyncio.Future[Outcomes]:
-        shares = [Share(base, first + item.place) for item in ready]
-        units = [
-            _unit(writing, share.request_id, item.body_hash, item.prepared, False, share=share)
-            for item, share in zip(ready, shares, strict=True)
-        ]
-        return self._committer.submit(writing.namespace, *units)
 
     async def _prepare(self, namespace: str, units: Sequence[Sequence[Mutation]]) -> list[_Preparation]:
         mutations = [mutation for unit in units for mutation in unit]
@@ -282,19 +281,11 @@ class _Preparation(NamedTuple):
     claim: Claim
 
 
-class _Ready(NamedTuple):
-    """A mutation of a batch that can be submitted, by its place there."""
-
-    place: int
-    body_hash: bytes
-    prepared: _Preparation
-
-
 class Draft(NamedTuple):
-    """A batch before its turn: which mutations are the first on their entity, the second, ...; the first are ready."""
+    """A batch before its turn: which mutations are the first on their entity, the second, ...; units of the first."""
 
     waves: list[list[tuple[int, Mutation]]]
-    ready: list[_Ready]
+    units: list[Write]
 
 
 async def _pause(number: int) -> None:

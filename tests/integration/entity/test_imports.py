@@ -197,8 +197,8 @@ async def test_a_chunk_that_waited_is_decided_on_what_there_is_when_its_turn_com
     drafted = asyncio.Event()
     draft = Writer.draft
 
-    async def seen(self: Writer, *arguments: Any) -> Draft:
-        made = await draft(self, *arguments)
+    async def seen(self: Writer, *arguments: Any, first: int) -> Draft:
+        made = await draft(self, *arguments, first=first)
         drafted.set()
         return made
 

@@ -11,12 +11,13 @@ from typing import Any
 import grpc
 import pytest
 from strandline.entity.v1 import entity_service_pb2 as pb
+from strandline.entity.v1.import_service_pb2 import ImportEntitiesRequest
 from strandline.rpc.v1 import access_pb2
 
-from services.entity import upkeep
+from services.entity import imports, upkeep
 from services.entity.limits import Limits
 from services.entity.mutations import parse_mutation
-from services.entity.writes import Writing, Written
+from services.entity.writes import Draft, Writer, Writing, Written
 from services.runtime.call import Quota
 from services.runtime.errors import InvalidArgument
 from tests.integration.entity.conftest import Deployment, Replica, Shore, error_info, info_in, reason, refusal
@@ -207,6 +208,34 @@ async def test_a_unit_that_is_too_large_for_the_log_takes_no_room_from_its_neigh
     assert outcomes[0].reason == "UNIT_TOO_LARGE"
     assert isinstance(outcomes[1], Written), outcomes[1]
     assert (await usage_of(shore)).available_writes > 490
+
+
+async def test_a_chunk_of_an_import_that_was_prepared_while_it_waited_has_the_same_quota(
+    shore: Shore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(shore, max_entities=3)
+    await shore.declare()
+    drafted = asyncio.Event()
+    draft = Writer.draft
+
+    async def seen(self: Writer, *arguments: Any, first: int) -> Draft:
+        made = await draft(self, *arguments, first=first)
+        drafted.set()
+        return made
+
+    monkeypatch.setattr(Writer, "draft", seen)
+    monkeypatch.setattr(imports, "WAIT_SECONDS", 60.0)
+
+    def send(offset: int, *ids: str) -> Any:
+        rows = "".join(f'{{"type": "buoy", "id": "{entity_id}", "data": {{}}}}\n' for entity_id in ids)
+        request = ImportEntitiesRequest(parent=shore.parent, import_id="i", offset=offset, rows=rows.encode())
+        return shore.replica.imports.ImportEntities(request, metadata=shore.metadata())
+
+    later = send(2, "b3", "b4")
+    await asyncio.wait_for(drafted.wait(), 30)
+    await send(0, "b1", "b2")
+    assert await reason(later) == "QUOTA_EXCEEDED"
+    assert (await usage_of(shore)).entities == 3
 
 
 async def test_two_replicas_share_one_quota(shore: Shore, deployment: Deployment) -> None:
