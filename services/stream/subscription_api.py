@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from copy import deepcopy
 from datetime import timedelta
 from typing import Final
 
@@ -18,6 +20,7 @@ from services.stream.checkpoint import MAX_PARKED, Parked
 from services.stream.definitions import FIELDS, MAX_ACK_DEADLINE, MIN_ACK_DEADLINE, duration
 from services.stream.deliveries import Deliveries
 from services.stream.pulls import Pulls
+from services.stream.request_store import RequestId
 from services.stream.subscription_names import name_of, named, note
 from services.stream.subscription_store import COMPACTED
 from services.stream.subscriptions import MAX_SUBSCRIPTIONS, Status, Subscriptions, age_of, etag_of
@@ -43,10 +46,17 @@ class SubscriptionHandlers:
         self, request: pb.CreateSubscriptionRequest, call: Call
     ) -> pb.CreateSubscriptionResponse:
         namespace = _parent(request.parent, call)
-        status = await self._subscriptions.create(namespace, request.subscription_id, request.subscription)
+        id, asked = request.subscription_id, _request_id(request, call)
+        status = await self._subscriptions.create(
+            namespace, id, request.subscription, asked, validate_only=request.validate_only
+        )
         answer = pb.CreateSubscriptionResponse(subscription=_rendered(namespace, status))
+        if request.validate_only:
+            for field in ("uid", "etag", "create_time", "update_time"):
+                answer.subscription.ClearField(field)
+            return answer
         call.response_headers["location"] = f"/v1/{answer.subscription.name}"
-        self._deliveries.wake(namespace, request.subscription_id)
+        self._deliveries.wake(namespace, id)
         note(call, "made", answer.subscription.name)
         return answer
 
@@ -80,9 +90,18 @@ class SubscriptionHandlers:
             known = ", ".join(sorted(FIELDS))
             raise invalid_field("update_mask", f"{min(unknown)[:100]!r} is none of {known}, *")
         etag, _ = call.expected_etag(request.subscription.etag)
-        status = await self._subscriptions.update(namespace, id, request.subscription, fields, etag)
-        self._deliveries.wake(namespace, id)
-        note(call, "changed", request.subscription.name)
+        status = await self._subscriptions.update(
+            namespace,
+            id,
+            request.subscription,
+            fields,
+            etag,
+            _request_id(request, call),
+            validate_only=request.validate_only,
+        )
+        if not request.validate_only:
+            self._deliveries.wake(namespace, id)
+            note(call, "changed", request.subscription.name)
         return pb.UpdateSubscriptionResponse(subscription=_rendered(namespace, status))
 
     async def delete_subscription(
@@ -168,6 +187,17 @@ def _parent(parent: str, call: Call) -> Namespace:
     if parent != f"namespaces/{namespace.id}":
         raise invalid_field("parent", "must be namespaces/{namespace}")
     return namespace
+
+
+def _request_id(request: pb.CreateSubscriptionRequest | pb.UpdateSubscriptionRequest, call: Call) -> RequestId | None:
+    """What the caller calls *request*; None: nothing."""
+    if not (id := call.request_id(request.request_id)):
+        return None
+    body = deepcopy(request)
+    body.ClearField("request_id")
+    body.DiscardUnknownFields()
+    digest = hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
+    return RequestId(call.actor, type(request).DESCRIPTOR.name, id, digest)
 
 
 def _rendered(namespace: Namespace, status: Status) -> subscription_pb2.Subscription:

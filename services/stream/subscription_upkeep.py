@@ -17,6 +17,7 @@ from prometheus_client import Gauge
 from services.runtime.call import Namespace
 from services.runtime.database import Database
 from services.runtime.errors import Error, OutOfRange
+from services.stream import request_store
 from services.stream import subscription_store as store
 from services.stream.subscription_store import Definition
 from services.stream.subscriptions import Subscriptions, age_of, needed_after
@@ -33,6 +34,8 @@ LAG_SECONDS = Gauge(
 PERIOD_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = 5.0
 AT_ONCE: Final = 100
+FORGET_SECONDS: Final = 3600.0
+"""How often to look whether requests can be forgotten, where there are any."""
 # A lease that says the same as before is renewed so often; it lasts a week.
 RENEW_SECONDS: Final = 3600.0
 # What the copy of access rules does not know may have been made a moment ago.
@@ -83,6 +86,9 @@ class SubscriptionUpkeep:
         return len(due)
 
     async def _look_after(self, namespace_id: str, id: str) -> None:
+        if id == request_store.UPKEEP:
+            await self._forget_requests(namespace_id)
+            return
         claim = store.claim(namespace_id, id, PERIOD_SECONDS)
         (claimed,) = await store.in_transaction(self._database, namespace_id, claim)
         found = store.found(await self._database.read(namespace_id, *store.select(namespace_id, id)))
@@ -100,6 +106,15 @@ class SubscriptionUpkeep:
         self._told[namespace_id, id] = time.monotonic()
         LAG_REVISIONS.labels(namespace_id, id).set(max(0, status.head - progress.group.checkpoint))
         LAG_SECONDS.labels(namespace_id, id).set(age_of(status).total_seconds())
+
+    async def _forget_requests(self, namespace_id: str) -> None:
+        await store.in_transaction(
+            self._database,
+            namespace_id,
+            store.claim(namespace_id, request_store.UPKEEP, FORGET_SECONDS),
+            request_store.forget(namespace_id),
+            request_store.forget_upkeep(namespace_id),
+        )
 
     def _is_dead(self, namespace_id: str, definition: Definition) -> bool:
         is_settled = datetime.now(UTC) - definition.create_time > SETTLED

@@ -27,11 +27,12 @@ from services.runtime.errors import (
 )
 from services.runtime.ids import uuid7
 from services.runtime.rules import time_of
+from services.stream import request_store, webhook_store
 from services.stream import subscription_store as store
-from services.stream import webhook_store
 from services.stream.checkpoint import MAX_OUTSTANDING, MAX_PARKED, Group, Parked, Position
 from services.stream.definitions import compiled, fields_named, settled, updated
 from services.stream.positions import SEEK, check_position, compacted
+from services.stream.request_store import Answered, RequestId
 from services.stream.subscription_store import Definition, Locked, Progress, no_such_subscription, of_this_life
 from services.stream.upstream import LEASE_TTL, Lease, Logs
 from services.stream.webhook_store import Webhook
@@ -66,39 +67,61 @@ class Subscriptions:
         self._logs = logs
         self._webhooks = webhooks
 
-    async def create(self, namespace: Namespace, id: str, asked: pb.Subscription) -> Status:
-        """Make a subscription.
+    async def create(
+        self,
+        namespace: Namespace,
+        id: str,
+        asked: pb.Subscription,
+        request: RequestId | None = None,
+        *,
+        validate_only: bool = False,
+    ) -> Status:
+        """Make a subscription, unless *request* has made it already; *validate_only*: see whether it could be made.
 
         Raises:
-            InvalidArgument: START_REQUIRED, INVALID_FIELD.
+            InvalidArgument: START_REQUIRED, INVALID_FIELD, REQUEST_ID_REUSED.
             AlreadyExists: the id is taken.
             FailedPrecondition: FUTURE_REVISION.
             OutOfRange: COMPACTED.
             ResourceExhausted: QUOTA_EXCEEDED.
         """
+        if request and not validate_only and (repeated := await self._repeated(namespace, id, request)):
+            return repeated
         definition = settled(asked, self._webhooks.receivers)
         revision = await self._position(namespace, asked.start, "subscription.start")
         now = datetime.now(UTC)
         made = Definition(id, uuid7(), namespace.epoch, 1, definition, now, now)
         # Delivery numbers go on where those of an earlier subscription with this id cannot have come.
         progress = Progress(store.ACTIVE, Group(revision, time.time_ns() // 1000))
+        if validate_only:
+            await self._check_free(namespace, id)
+            return await self.status(namespace, made, progress)
         await self._remove_dead(namespace, id)
-        secret = ""
+        secret: bytes | None = None
         statements = store.insert(namespace.id, made, progress)
         if asked.HasField("push"):
             secret, more = self._webhooks.new(namespace.id, id, made.uid)
             statements += more
+        if request:
+            statements += request_store.remember(namespace, id, made.uid, request, secret)
         try:
             # First: from now on the log is not cut there. Not for long, lest it waits for what is never made.
             await self.hold(namespace, made, revision, revision, PROVISIONAL_TTL)
             await self._insert(namespace, made, statements)
-        except BaseException:
+        except BaseException as failure:
             with contextlib.suppress(Error):
                 await self._logs.delete_lease(namespace.id, namespace.epoch, lease_name(made))
+            # It may have been made by the same request, which was under way a second time.
+            if (
+                isinstance(failure, AlreadyExists)
+                and request
+                and (again := await self._repeated(namespace, id, request))
+            ):
+                return again
             raise
         with contextlib.suppress(Error):  # upkeep does the same in a moment
             await self.hold(namespace, made, revision, revision)
-        return replace(await self.status(namespace, made, progress), secret=secret)
+        return replace(await self.status(namespace, made, progress), secret=self._webhooks.show(made.uid, secret))
 
     async def get(self, namespace: Namespace, id: str) -> Status:
         """Raises ``NotFound``."""
@@ -119,31 +142,53 @@ class Subscriptions:
         return statuses, found[size - 1][0].id if len(found) > size else ""
 
     async def update(
-        self, namespace: Namespace, id: str, asked: pb.Subscription, fields: Collection[str], etag: str
+        self,
+        namespace: Namespace,
+        id: str,
+        asked: pb.Subscription,
+        fields: Collection[str],
+        etag: str,
+        request: RequestId | None = None,
+        *,
+        validate_only: bool = False,
     ) -> Status:
-        """Take over *fields* of *asked*.
+        """Take over *fields* of *asked*, unless *request* has done so; *validate_only*: see what would come of it.
 
         Raises:
-            InvalidArgument: INVALID_FIELD.
+            InvalidArgument: INVALID_FIELD, REQUEST_ID_REUSED.
             NotFound: there is no such subscription.
             Aborted: ETAG_MISMATCH.
         """
         async with store.locked(self._database, namespace.id, id) as found:
             held = of_this_life(found, namespace)
-            _check_etag(held.definition, etag)
-            wanted = updated(held.definition.definition, asked, fields)
-            definition = settled(wanted, self._webhooks.receivers)
-            if definition != held.definition.definition:
-                held.statements.append(store.update(namespace.id, id, definition))
-                held.statements.append(store.due_at_once(namespace.id, id))
-            secret = ""
-            pushed = compiled(held.definition.definition).pushes
-            if wanted.HasField("push") and not pushed:
-                secret, statements = self._webhooks.new(namespace.id, id, held.definition.uid)
-                held.statements += statements
-            elif pushed and not wanted.HasField("push"):
-                held.statements.append(webhook_store.delete(namespace.id, id))
-        return replace(await self.get(namespace, id), secret=secret)
+            answered = None
+            if request and not validate_only:
+                answered = request_store.found(await held.query(request_store.find(namespace, request)), request)
+            if answered is None:
+                _check_etag(held.definition, etag)
+                definition = settled(updated(held.definition.definition, asked, fields), self._webhooks.receivers)
+                if not validate_only:
+                    answered = self._change(held, namespace, definition, request)
+        if answered is None:
+            return await self.status(namespace, replace(held.definition, definition=definition), held.progress)
+        return await self._again(namespace, id, answered)
+
+    def _change(self, held: Locked, namespace: Namespace, definition: bytes, request: RequestId | None) -> Answered:
+        """Let a subscription be as in *definition*."""
+        id, uid = held.definition.id, held.definition.uid
+        if definition != held.definition.definition:
+            held.statements.append(store.update(namespace.id, id, definition))
+            held.statements.append(store.due_at_once(namespace.id, id))
+        secret: bytes | None = None
+        pushed, pushes = compiled(held.definition.definition).pushes, compiled(definition).pushes
+        if pushes and not pushed:
+            secret, statements = self._webhooks.new(namespace.id, id, uid)
+            held.statements += statements
+        elif pushed and not pushes:
+            held.statements.append(webhook_store.delete(namespace.id, id))
+        if request:
+            held.statements += request_store.remember(namespace, id, uid, request, secret)
+        return Answered(uid, secret)
 
     async def delete(self, namespace: Namespace, id: str, etag: str) -> None:
         """Remove a subscription and what is parked in it.
@@ -297,24 +342,43 @@ class Subscriptions:
         webhook = await self._webhooks.stored(namespace, definition.id) if pushes else None
         return Status(definition, progress, head.revision, oldest, webhook)
 
+    # Repeated requests
+
+    async def _repeated(self, namespace: Namespace, id: str, request: RequestId) -> Status | None:
+        """What *request* has made, if it was answered before."""
+        (rows,) = await self._database.read(namespace.id, request_store.find(namespace, request))
+        answered = request_store.found(rows, request)
+        return await self._again(namespace, id, answered) if answered else None
+
+    async def _again(self, namespace: Namespace, id: str, answered: Answered) -> Status:
+        status = await self.get(namespace, id)
+        if status.definition.uid != answered.uid:
+            raise no_such_subscription()
+        return replace(status, secret=self._webhooks.show(answered.uid, answered.secret))
+
     # Storing
 
     async def _insert(self, namespace: Namespace, made: Definition, statements: Sequence[Statement]) -> None:
-        (others,), inserted, *_ = await store.in_transaction(
+        ((used,),), inserted, *_ = await store.in_transaction(
             self._database, namespace.id, store.count(namespace.id), *statements
         )
         if not inserted:
-            raise AlreadyExists("ALREADY_EXISTS", "there is a subscription with this id already")
+            raise _taken()
         # Afterwards, so that making one needs no lock on the others: a few too many are no harm, and are taken back.
-        if others[0] >= MAX_SUBSCRIPTIONS:
+        if used >= MAX_SUBSCRIPTIONS:
             await store.in_transaction(self._database, namespace.id, *store.delete(namespace.id, made.id, made.uid))
-            raise ResourceExhausted(
-                "QUOTA_EXCEEDED",
-                f"the namespace has {MAX_SUBSCRIPTIONS} subscriptions already",
-                quota="subscriptions",
-                limit=str(MAX_SUBSCRIPTIONS),
-                used=str(others[0]),
-            )
+            raise _too_many(used)
+
+    async def _check_free(self, namespace: Namespace, id: str) -> None:
+        """See whether a subscription could be made: ``_insert`` decides."""
+        *rows, ((used,),) = await self._database.read(
+            namespace.id, *store.select(namespace.id, id), store.count(namespace.id)
+        )
+        found = store.found(rows)
+        if found is not None and found[0].epoch == namespace.epoch:
+            raise _taken()
+        if used >= MAX_SUBSCRIPTIONS:
+            raise _too_many(used)
 
     async def _remove_dead(self, namespace: Namespace, id: str) -> None:
         """Make room for a new subscription where one of an earlier life of the namespace still lies."""
@@ -341,6 +405,20 @@ def lease_of(namespace: Namespace, definition: Definition, acknowledged: int, tt
 def lease_name(definition: Definition) -> str:
     # With the uid, so that one that is being removed cannot take away the lease of the next with its id.
     return f"subscriptions/{definition.id}/{definition.uid}"
+
+
+def _taken() -> AlreadyExists:
+    return AlreadyExists("ALREADY_EXISTS", "there is a subscription with this id already")
+
+
+def _too_many(used: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        "QUOTA_EXCEEDED",
+        f"the namespace has {MAX_SUBSCRIPTIONS} subscriptions already",
+        quota="subscriptions",
+        limit=str(MAX_SUBSCRIPTIONS),
+        used=str(used),
+    )
 
 
 def etag_of(definition: Definition) -> str:

@@ -43,6 +43,14 @@ class WebhookSender:
         secret = signing.new_secret()
         return signing.show(secret), self._keys.seal(_place(uid), secret)
 
+    def show(self, uid: str, sealed: bytes) -> str:
+        """A secret of the subscription *uid*, as its owner was shown it.
+
+        Raises:
+            SealError: it does not open: a key of the platform is missing.
+        """
+        return signing.show(self._keys.unseal(_place(uid), sealed))
+
     def secrets(self, uid: str, webhook: Webhook) -> list[bytes]:
         """The secrets of *webhook* that count now, the newest first.
 

@@ -50,10 +50,14 @@ class Webhooks:
         self._sender = sender
         self.receivers = receivers
 
-    def new(self, namespace: str, subscription: str, uid: str) -> tuple[str, list[Statement]]:
-        """The secret to show, and statements that make the subscription *uid* push."""
-        secret, sealed = self._sender.new_secret(uid)
-        return secret, store.insert(namespace, subscription, uid, sealed)
+    def new(self, namespace: str, subscription: str, uid: str) -> tuple[bytes, list[Statement]]:
+        """The secret, sealed, and statements that make the subscription *uid* push."""
+        _, sealed = self._sender.new_secret(uid)
+        return sealed, store.insert(namespace, subscription, uid, sealed)
+
+    def show(self, uid: str, sealed: bytes | None) -> str:
+        """The secret of the subscription *uid* for its owner; None: there is none to show."""
+        return self._sender.show(uid, sealed) if sealed is not None else ""
 
     async def stored(self, namespace: Namespace, subscription: str) -> store.Webhook | None:
         """The webhook of a subscription as it is stored; None: it does not push."""

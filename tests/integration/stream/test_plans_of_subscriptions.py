@@ -6,7 +6,11 @@ import psycopg
 import pytest
 
 from services.runtime.database import INDEX_WALKS_ONLY, Statement
+from services.stream import request_store
 from services.stream import subscription_store as store
+from services.stream.request_store import RequestId
+
+from .owner import TIDES
 
 HERE = "tides"
 KEYS = [f"buoy/b{number}" for number in range(500)]
@@ -40,6 +44,16 @@ LOOK_UPS: dict[str, tuple[Statement, str, tuple[str, ...]]] = {
         ("namespace", "subscription"),
     ),
     "what is due": (store.select_due(100), "subscription_upkeep_due_time", ("due_time",)),
+    "what was answered": (
+        request_store.find(TIDES, RequestId("ann", "Create", "r1", b"")),
+        "subscription_requests_pkey",
+        ("namespace", "epoch", "request_id", "principal", "method"),
+    ),
+    "forgetting what was answered": (
+        request_store.forget(HERE),
+        "subscription_requests_pkey",
+        ("namespace",),
+    ),
     "claiming": (store.claim(HERE, "orders", 60.0), "subscription_upkeep_pkey", ("namespace", "id")),
 }
 

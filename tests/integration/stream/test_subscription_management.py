@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -189,3 +190,70 @@ async def test_a_subscription_ends_with_its_namespace_and_the_next_one_does_not_
     await client.create()
     assert ids(await client.some(1)) == [("b", 1)]
     assert await client.parked() == []
+
+
+# Retries and rehearsals
+
+
+def request_to_create(**fields: Any) -> dict[str, Any]:
+    asked = subscription_pb2.Subscription(start=subscription_pb2.Start(after_revision=0), **fields)
+    return {"parent": "namespaces/tides", "subscription_id": "orders", "subscription": asked}
+
+
+async def test_a_creation_that_is_repeated_answers_with_what_it_made_and_another_body_is_refused(
+    client: Client,
+) -> None:
+    first = (await client.ask("CreateSubscription", **request_to_create(), request_id="r1")).subscription
+    again = (await client.ask("CreateSubscription", **request_to_create(), request_id="r1")).subscription
+    assert (again.uid, again.etag, again.create_time) == (first.uid, first.etag, first.create_time)
+    reused = (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
+    assert (
+        await refused(client.ask("CreateSubscription", **request_to_create(types=["buoy"]), request_id="r1")) == reused
+    )
+    taken = (grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
+    assert await refused(client.ask("CreateSubscription", **request_to_create(), request_id="r2")) == taken
+    assert await refused(client.ask("CreateSubscription", **request_to_create())) == taken
+    await client.ask("DeleteSubscription")
+    gone = (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+    assert await refused(client.ask("CreateSubscription", **request_to_create(), request_id="r1")) == gone
+    await client.create()
+    assert await refused(client.ask("CreateSubscription", **request_to_create(), request_id="r1")) == gone
+
+
+async def test_of_a_creation_that_is_under_way_twice_both_get_the_same(client: Client) -> None:
+    calls = (client.ask("CreateSubscription", **request_to_create(), request_id="r1") for _ in range(5))
+    answers = await asyncio.gather(*calls)
+    assert len({answer.subscription.uid for answer in answers}) == 1
+
+
+async def test_an_update_that_is_repeated_changes_nothing_and_needs_no_etag_of_its_own(client: Client) -> None:
+    made = await client.create()
+    changed = subscription_pb2.Subscription(name=NAME, max_in_flight=7, etag=made.etag)
+    for _ in range(2):
+        answer = await client.ask("UpdateSubscription", subscription=changed, request_id="r1")
+        assert (answer.subscription.max_in_flight, answer.subscription.etag) == (7, '"2"')
+    changed.max_in_flight = 8
+    reused = (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
+    assert await refused(client.ask("UpdateSubscription", subscription=changed, request_id="r1")) == reused
+    assert (await client.get()).max_in_flight == 7
+
+
+async def test_what_is_only_validated_is_checked_and_not_done(owner: Owner, client: Client) -> None:
+    rehearsal = await client.ask("CreateSubscription", **request_to_create(), validate_only=True, request_id="r1")
+    assert (rehearsal.subscription.name, rehearsal.subscription.max_in_flight) == (NAME, 100)
+    assert (rehearsal.subscription.uid, rehearsal.subscription.etag) == ("", "")
+    assert await refused(client.get()) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await client.ask("CreateSubscription", **request_to_create(filter="data.n >"), validate_only=True)
+    assert reason(raised.value)[0] == "INVALID_FIELD"
+    made = (await client.ask("CreateSubscription", **request_to_create(), request_id="r1")).subscription
+    taken = (grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
+    assert await refused(client.ask("CreateSubscription", **request_to_create(), validate_only=True)) == taken
+    changed = subscription_pb2.Subscription(name=NAME, max_in_flight=7)
+    answer = await client.ask("UpdateSubscription", subscription=changed, validate_only=True)
+    assert (answer.subscription.max_in_flight, answer.subscription.etag) == (7, made.etag)
+    found = await client.get()
+    assert (found.max_in_flight, found.etag) == (100, made.etag)
+    changed.etag = '"9"'
+    mismatch = (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
+    assert await refused(client.ask("UpdateSubscription", subscription=changed, validate_only=True)) == mismatch

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 from strandline.stream.v1 import subscription_pb2
 
+from services.stream.request_store import RequestId
 from services.stream.subscription_upkeep import SubscriptionUpkeep
 
 from .conftest import TIDES, MakeStream
@@ -237,3 +238,20 @@ async def test_nothing_goes_while_it_is_not_certain_that_the_namespace_is_gone(
     kept.lives.epoch, kept.lives.fresh = lives.epoch, lives.fresh
     await kept.step()
     assert await kept.rows() == [(1, 1, 0, 1)]
+
+
+async def test_requests_are_forgotten_after_a_day_also_where_nobody_asks_again(kept: Kept) -> None:
+    asked = subscription_pb2.Subscription(start=subscription_pb2.Start(after_revision=0))
+    for id in ("one", "two"):
+        await kept.service.subscriptions.create(TIDES, id, asked, RequestId("ann", "Create", id, b"hash"))
+    count = "SELECT (SELECT count(*) FROM subscription_requests), count(*) FROM subscription_upkeep WHERE id = ''"
+    await kept.step()
+    assert await kept.execute(count) == [(2, 1)]
+    await kept.execute(
+        "UPDATE subscription_requests SET create_time = now() - interval '25 hours' WHERE request_id = 'one'"
+    )
+    await kept.step()
+    assert await kept.execute(count) == [(1, 1)]
+    await kept.execute("UPDATE subscription_requests SET create_time = now() - interval '25 hours'")
+    await kept.step()
+    assert await kept.execute(count) == [(0, 0)]

@@ -331,3 +331,26 @@ async def test_who_changes_its_kind_has_the_defaults_of_the_new_one_unless_told_
     policy = {"max_attempts": 5}
     assert await update(push=push, retry_policy=policy, ack_deadline=timedelta(seconds=30)) == (5, 1, 21600, 30)
     assert await update("push", "ack_deadline", ack_deadline=timedelta(seconds=3)) == (10, 1, 600, 3)
+
+
+async def test_who_lost_the_answer_that_showed_the_secret_gets_it_by_repeating_the_request(
+    owner: Owner, receiver: HookReceiver, editor: Editor
+) -> None:
+    create = {
+        "parent": "namespaces/tides",
+        "subscription_id": "hook",
+        "subscription": {"start": {"after_revision": 0}, "push": {"endpoint": receiver.url()}},
+        "request_id": "r1",
+    }
+    secrets = [(await editor.subscriptions("CreateSubscription", **create)).subscription.push.secret for _ in range(2)]
+    assert secrets[0] == secrets[1] != ""
+    await owner.put(TIDES, "b1", depth=1)
+    (request,) = await receiver.wait_for(1)
+    assert request.is_signed_by(secrets[0])
+    await editor.subscriptions("UpdateSubscription", subscription={"name": NAME}, update_mask=["push"])
+    update = {"subscription": {"name": NAME, "push": {"endpoint": receiver.url()}}, "request_id": "r2"}
+    rehearsal = await editor.subscriptions("UpdateSubscription", **update, validate_only=True)
+    assert rehearsal.subscription.push.endpoint == receiver.url()
+    assert rehearsal.subscription.push.secret == ""
+    answers = [await editor.subscriptions("UpdateSubscription", **update) for _ in range(2)]
+    assert answers[0].subscription.push.secret == answers[1].subscription.push.secret not in ("", secrets[0])
