@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from strandline_cli.home import write_private
-from strandline_cli.parts import Layout, Part
+from strandline_cli.parts import Layout, Part, PlatformFailure
 from strandline_cli.probes import tcp_greets
 
 
@@ -27,13 +27,20 @@ def part(layout: Layout) -> Part:
 
 @asynccontextmanager
 async def sink(layout: Layout) -> AsyncIterator[None]:
-    """Take mail on 127.0.0.1 inside the running event loop until the block ends."""
+    """Take mail on 127.0.0.1 inside the running event loop until the block ends.
+
+    Raises:
+        PlatformFailure: somebody has taken its port.
+    """
     from aiosmtpd.smtp import SMTP
 
     keeper = _Keeper(layout.home.mail)
-    server = await asyncio.get_running_loop().create_server(
-        lambda: SMTP(keeper, hostname="localhost", enable_SMTPUTF8=True), "127.0.0.1", layout.ports.mail
-    )
+    try:
+        server = await asyncio.get_running_loop().create_server(
+            lambda: SMTP(keeper, hostname="localhost", enable_SMTPUTF8=True), "127.0.0.1", layout.ports.mail
+        )
+    except OSError as failure:
+        raise PlatformFailure(f"mail cannot be taken: {failure.strerror}") from None
     try:
         yield
     finally:

@@ -9,13 +9,13 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 from strandline_cli import ports, preflight, report
 from strandline_cli.console import Console
-from strandline_cli.home import AlreadyRunning, Home, State
+from strandline_cli.home import AlreadyRunning, Home, Ports, State
 from strandline_cli.parts import Layout, PlatformFailure
 from strandline_cli.process import end_leftovers, last_lines
 from strandline_cli.run import Run
@@ -44,14 +44,10 @@ def up(home: Home, port: int, console: Console, webhook_receivers: str = "") -> 
         with home.hold():
             home.prepare()
             _end_previous(home, console)
-            try:
-                chosen, remarks = ports.choose(port)
-            except OSError as failure:
-                raise PlatformFailure(str(failure)) from None
-            console.step("preflight", 1000 * (time.monotonic() - began))
-            for remark in remarks:
-                console.warn(remark)
-            with _run_folder(home) as run:
+            with _ports(port) as (chosen, remarks), _run_folder(home) as run:
+                console.step("preflight", 1000 * (time.monotonic() - began))
+                for remark in remarks:
+                    console.warn(remark)
                 return asyncio.run(_supervise(Layout(home, run, chosen, webhook_receivers), console, began))
     except preflight.Unfit as unfit:
         console.failure(str(unfit))
@@ -128,6 +124,16 @@ def _end_previous(home: Home, console: Console) -> None:
     if killed := end_leftovers(alive, _LEFTOVER_PATIENCE_SECONDS):
         console.warn(f"killed {len(killed)} processes that an earlier run had left behind")
     shutil.rmtree(previous.path, ignore_errors=True)
+
+
+@contextmanager
+def _ports(edge: int) -> Iterator[tuple[Ports, list[str]]]:
+    with ExitStack() as held:
+        try:
+            chosen = held.enter_context(ports.reserved(edge))
+        except OSError as failure:
+            raise PlatformFailure(str(failure)) from None
+        yield chosen
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 
 import pytest
 from strandline_cli import ports
@@ -31,3 +33,10 @@ def test_there_is_no_port_above_the_last(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(ports, "is_free", lambda port: False)
     with pytest.raises(OSError, match="no free port from 65500 to 65535"):
         ports.choose(65500)
+
+
+def test_a_platform_that_starts_at_the_same_time_is_given_other_ports() -> None:
+    script = "from strandline_cli import ports\nwith ports.reserved(0) as (chosen, _): print(*vars(chosen).values())"
+    with ports.reserved(0) as (chosen, _):  # nobody listens on them yet
+        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(map(int, other.stdout.split())).isdisjoint(vars(chosen).values())
