@@ -166,7 +166,7 @@ async def test_a_stream_of_deliveries_passes_both_proxies_and_is_opened_again_wh
     namespace = f"namespaces/pulls-{uuid.uuid4().hex[:8]}"
     await rest.ok("POST", "/v1/namespaces", {}, params={"namespace_id": namespace.removeprefix("namespaces/")})
     await rest.ok("POST", f"/v1/{namespace}/types", {"schema": ANY}, params={"type_id": "buoy"})
-    subscription = {"types": ["buoy"], "start": {"now": True}, "ackDeadline": "2s"}
+    subscription = {"types": ["buoy"], "start": {"now": True}}
     params = {"subscription_id": "work"}
     await rest.ok("POST", f"/v1/{namespace}/subscriptions", subscription, params=params)
 
