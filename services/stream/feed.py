@@ -223,7 +223,8 @@ class Feed:
         except OutOfRange as failure:
             if self._walk_is_open():
                 raise Ended(End.SNAPSHOT_EXPIRED, "the snapshot's revision was cut from the log") from failure
-            raise Ended(End.COMPACTED, failure.message) from failure
+            horizon = failure.metadata.get("horizon_revision", self._hub.horizon)
+            raise Ended(End.COMPACTED, f"{failure.message} (horizon_revision: {horizon})") from failure
         except (FailedPrecondition, NotFound):
             await self._permit.lose_log()
         self._failing_since = None

@@ -12,12 +12,11 @@ from strandline.stream.v1 import stream_service_pb2
 from services.runtime.call import Call, Namespace
 from services.runtime.changelog import Head
 from services.runtime.errors import OutOfRange, Unavailable, invalid_field
-from services.runtime.rules import time_of
 from services.stream.feed import Feed, Start
 from services.stream.hubs import Hubs
 from services.stream.members import MembersSelection, selection_of_members
 from services.stream.permit import Access, Permit, Way
-from services.stream.positions import check_epoch, check_position, compacted
+from services.stream.positions import check_epoch, check_position, position_at
 from services.stream.selection import Selection, selection_of
 from services.stream.snapshots import ResumeTokens, Walk
 from services.stream.upstream import SYSTEM, Logs
@@ -130,25 +129,14 @@ class Feeds:
                 check_position(request.after_revision, request.epoch, head)
                 return Start(request.after_revision, greet=request.after_revision == head.revision)
             case "after_time":
-                return await self._after_time(request, head)
+                revision = await position_at(self._logs, request.after_time, head, "after_time")
+                return Start(revision, greet=revision >= head.revision)
             case "snapshot":
                 return Start(head.revision, walk=Walk(head.namespace, head.epoch, head.revision))
             case "resume_token":
                 return self._resume(self._tokens.open(request.resume_token, head.namespace, selection), head)
             case _:
                 return Start(head.revision, greet=True)
-
-    async def _after_time(self, request: stream_service_pb2.WatchRequest, head: Head) -> Start:
-        time_of(request.after_time, "after_time")
-        if not head.revision:
-            return Start(0, greet=True)
-        revision, head_then = await self._logs.revision_at(head.namespace, request.after_time)
-        if head_then.epoch != head.epoch:
-            raise Unavailable("OVERLOADED", "the namespace is being made anew; retry")
-        if 0 < head_then.horizon >= revision:
-            # Whether something between the time and the horizon is gone can no longer be known.
-            raise compacted(head_then.horizon)
-        return Start(revision, greet=revision >= head.revision)
 
     def _resume(self, walk: Walk, head: Head) -> Start:
         check_epoch(walk.epoch, head)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from services.runtime.changelog import Head
-from services.runtime.errors import FailedPrecondition, OutOfRange
+from services.runtime.errors import FailedPrecondition, OutOfRange, Unavailable
+from services.runtime.rules import time_of
+from services.stream.upstream import Logs
 
 SNAPSHOT: Final = "start with a snapshot"
 """What a reader does whose position was cut from the log."""
@@ -38,3 +42,25 @@ def check_epoch(epoch: str, head: Head) -> None:
 def compacted(horizon: int, instead: str = SNAPSHOT) -> OutOfRange:
     """The refusal of a position below *horizon*; *instead* says what to do."""
     return OutOfRange("COMPACTED", f"that part of the log is gone; {instead}", horizon_revision=str(horizon))
+
+
+async def position_at(logs: Logs, moment: Timestamp, head: Head, field: str, instead: str = SNAPSHOT) -> int:
+    """The last revision that was committed at or before *moment* in the life of the log that *head* is of; 0: none.
+
+    *field* names the moment in the request, *instead* says what to do if nobody can tell any more.
+
+    Raises:
+        InvalidArgument: INVALID_FIELD, no time.
+        OutOfRange: COMPACTED.
+        Unavailable: the log has another life by now, or its owner does not answer.
+    """
+    time_of(moment, field)
+    if not head.revision:
+        return 0
+    revision, now = await logs.revision_at(head.namespace, moment)
+    if now.epoch != head.epoch:
+        raise Unavailable("OVERLOADED", "the namespace is being made anew; retry")
+    if 0 < now.horizon >= revision:
+        # Whether something between the time and the horizon is gone can no longer be known.
+        raise compacted(now.horizon, instead)
+    return revision

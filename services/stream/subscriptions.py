@@ -26,12 +26,11 @@ from services.runtime.errors import (
     invalid_field,
 )
 from services.runtime.ids import uuid7
-from services.runtime.rules import time_of
 from services.stream import request_store, webhook_store
 from services.stream import subscription_store as store
 from services.stream.checkpoint import MAX_OUTSTANDING, MAX_PARKED, Group, Parked, Position
 from services.stream.definitions import compiled, fields_named, settled, updated
-from services.stream.positions import SEEK, check_position, compacted
+from services.stream.positions import SEEK, check_position, compacted, position_at
 from services.stream.request_store import Answered, RequestId
 from services.stream.subscription_store import Definition, Locked, Progress, no_such_subscription, of_this_life
 from services.stream.upstream import LEASE_TTL, Lease, Logs
@@ -311,20 +310,10 @@ class Subscriptions:
                 check_position(start.after_revision, "", head, SEEK)
                 return start.after_revision
             case "after_time":
-                return await self._position_at(namespace, start, head, field)
+                return await position_at(self._logs, start.after_time, head, f"{field}.after_time", SEEK)
             case _:
                 where = "say where to begin: now, after_revision, after_time or beginning"
                 raise invalid_field(field, where, reason="START_REQUIRED")
-
-    async def _position_at(self, namespace: Namespace, start: pb.Start, head: Head, field: str) -> int:
-        time_of(start.after_time, f"{field}.after_time")
-        if not head.revision:
-            return 0
-        revision, head = await self._logs.revision_at(namespace.id, start.after_time)
-        if 0 < head.horizon >= revision:
-            # Whether something between the time and the horizon is gone can no longer be known.
-            raise compacted(head.horizon, SEEK)
-        return revision
 
     async def status(
         self, namespace: Namespace, definition: Definition, progress: Progress, head: Head | None = None

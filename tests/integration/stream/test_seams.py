@@ -255,6 +255,7 @@ async def test_a_hub_that_was_out_of_touch_until_the_log_was_cut_says_so_and_sta
         await owner.put(TIDES, "a", n=10)
         end = await reader.end()
         assert (end.reason, end.resume_after_revision) == (feed_pb2.End.COMPACTED, 0)
+        assert "horizon_revision: " in end.detail
     async with stream.watch(now=True) as reader:
         assert (await reader.next()).revision == 10
         await owner.put(TIDES, "a", n=11)
