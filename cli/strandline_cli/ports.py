@@ -13,6 +13,7 @@ from pathlib import Path
 
 from strandline_cli.credentials import SERVICES
 from strandline_cli.home import Ports
+from strandline_cli.parts import PlatformFailure
 
 DEFAULTS = Ports(edge=8080, nats=4222, mail=1025, user=15001, entity=15002, stream=15003)
 _SEARCH = 200
@@ -57,7 +58,7 @@ def choose(edge: int = DEFAULTS.edge, claim: Callable[[int], bool] = lambda port
         The ports, and a sentence for each wish that was not met.
 
     Raises:
-        OSError: nothing is free near the wanted port.
+        PlatformFailure: nothing is free near the wanted port.
     """
     wanted = {field.name: getattr(DEFAULTS, field.name) for field in fields(Ports)} | {"edge": edge}
     chosen: dict[str, int] = {}
@@ -89,7 +90,7 @@ def _candidates(wanted: int) -> Iterator[int]:
     if wanted:
         last = min(wanted + _SEARCH - 1, _LAST)
         yield from range(wanted, last + 1)
-        raise OSError(f"no free port from {wanted} to {last}")
+        raise PlatformFailure(f"no free port from {wanted} to {last}")
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -9,13 +9,13 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 from strandline_cli import ports, preflight, report
 from strandline_cli.console import Console
-from strandline_cli.home import AlreadyRunning, Home, Ports, State
+from strandline_cli.home import AlreadyRunning, Home, State
 from strandline_cli.parts import Layout, PlatformFailure
 from strandline_cli.process import end_leftovers, last_lines
 from strandline_cli.run import Run
@@ -44,7 +44,7 @@ def up(home: Home, port: int, console: Console, webhook_receivers: str = "") -> 
         with home.hold():
             home.prepare()
             _end_previous(home, console)
-            with _ports(port) as (chosen, remarks), _run_folder(home) as run:
+            with ports.reserved(port) as (chosen, remarks), _run_folder(home) as run:
                 console.step("preflight", 1000 * (time.monotonic() - began))
                 for remark in remarks:
                     console.warn(remark)
@@ -124,16 +124,6 @@ def _end_previous(home: Home, console: Console) -> None:
     if killed := end_leftovers(alive, _LEFTOVER_PATIENCE_SECONDS):
         console.warn(f"killed {len(killed)} processes that an earlier run had left behind")
     shutil.rmtree(previous.path, ignore_errors=True)
-
-
-@contextmanager
-def _ports(edge: int) -> Iterator[tuple[Ports, list[str]]]:
-    with ExitStack() as held:
-        try:
-            chosen = held.enter_context(ports.reserved(edge))
-        except OSError as failure:
-            raise PlatformFailure(str(failure)) from None
-        yield chosen
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from strandline_client.history import Recording, message_of_json, message_of_pro
 from strandline_client.http_watching import JsonMessage, Transport
 from strandline_client.position import Position, Seen, Start
 from strandline_client.retry import Backoff, new_request_id
-from strandline_client.selection import Selected, parameters, selects_everything
+from strandline_client.selection import SelectionArguments, parameters, selects_everything
 from strandline_client.units import Watch
 
 T = TypeVar("T")
@@ -92,7 +92,9 @@ class Client:
 
     # Feeds
 
-    def watch(self, namespace: str, start: Start = _NOW, *, once: bool = False, **selection: Unpack[Selected]) -> Watch:
+    def watch(
+        self, namespace: str, start: Start = _NOW, *, once: bool = False, **selection: Unpack[SelectionArguments]
+    ) -> Watch:
         """``async for unit in client.watch(...)``: each unit once, in order, verified, across broken connections.
 
         *once* stops at the revision that is the newest at the start.
@@ -107,7 +109,9 @@ class Client:
             raise ValueError("a snapshot consists of entities, not of units: use cache() or feed()")
         return Watch(self.feed(namespace, start, once=once, **selection), start)
 
-    def cache(self, namespace: str, *, on_change: OnChange | None = None, **selection: Unpack[Selected]) -> Cache:
+    def cache(
+        self, namespace: str, *, on_change: OnChange | None = None, **selection: Unpack[SelectionArguments]
+    ) -> Cache:
         """A copy of all entities that match, in this process, that follows the feed: ``async with`` fills it."""
         selection.setdefault("include_previous", False)
         selection.setdefault("progress_seconds", 1)
@@ -120,7 +124,7 @@ class Client:
         *,
         once: bool = False,
         recording: Recording | None = None,
-        **selection: Unpack[Selected],
+        **selection: Unpack[SelectionArguments],
     ) -> AsyncGenerator[feed_pb2.WatchResponse, None]:
         """Every message of the feed but ``End``, once, in order, verified; over gRPC. Raises as ``watch`` does.
 
@@ -152,7 +156,7 @@ class Client:
         transport: Transport,
         once: bool = False,
         recording: Recording | None = None,
-        **selection: Unpack[Selected],
+        **selection: Unpack[SelectionArguments],
     ) -> AsyncGenerator[JsonMessage, None]:
         """The same over HTTP. Messages are JSON objects as the contract describes them.
 

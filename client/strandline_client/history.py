@@ -50,7 +50,7 @@ class PagedEntity:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message as it came. Exactly one of the others is not None; ``horizon`` goes with ``head``."""
+    """One message as it came. Exactly one of the fields that may be None is not; ``horizon`` goes with ``head``."""
 
     after: int
     revision: int

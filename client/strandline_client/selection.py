@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from strandline.stream.v1 import stream_service_pb2
 
 
-class Selected(TypedDict, total=False):
+class SelectionArguments(TypedDict, total=False):
     """Keyword arguments of everything that opens a feed; what is left out asks for everything."""
 
     types: Sequence[str]
@@ -23,12 +23,12 @@ class Selected(TypedDict, total=False):
     """1 to 5: how often a feed that has nothing to say moves on."""
 
 
-def selects_everything(selection: Selected) -> bool:
+def selects_everything(selection: SelectionArguments) -> bool:
     """Whether every revision comes."""
     return not (selection.get("types") or selection.get("ids") or selection.get("filter"))
 
 
-def fill(request: stream_service_pb2.WatchRequest, selection: Selected) -> None:
+def fill(request: stream_service_pb2.WatchRequest, selection: SelectionArguments) -> None:
     """Put *selection* into *request*."""
     request.types.extend(selection.get("types", ()))
     request.ids.extend(selection.get("ids", ()))
@@ -40,7 +40,7 @@ def fill(request: stream_service_pb2.WatchRequest, selection: Selected) -> None:
         request.progress_interval.CopyFrom(Duration(seconds=selection["progress_seconds"]))
 
 
-def parameters(selection: Selected) -> list[tuple[str, str]]:
+def parameters(selection: SelectionArguments) -> list[tuple[str, str]]:
     """The same as parameters of a URL."""
     query = [("types", type_id) for type_id in selection.get("types", ())]
     query += [("ids", entity_id) for entity_id in selection.get("ids", ())]

@@ -12,10 +12,12 @@ from strandline.stream.v1 import feed_pb2, stream_service_pb2, stream_service_pb
 
 from strandline_client.errors import ApiError
 from strandline_client.position import Ending, Seen, Start
-from strandline_client.selection import Selected, fill
+from strandline_client.selection import SelectionArguments, fill
 
 
-def request_of(namespace: str, start: Start, selection: Selected, *, once: bool) -> stream_service_pb2.WatchRequest:
+def request_of(
+    namespace: str, start: Start, selection: SelectionArguments, *, once: bool
+) -> stream_service_pb2.WatchRequest:
     """The request that begins at *start*."""
     request = stream_service_pb2.WatchRequest(parent=f"namespaces/{namespace}", once=once)
     fill(request, selection)

@@ -25,9 +25,9 @@ from services.runtime.changelog import DELETED, UPDATED, Change
 from services.runtime.committer import Decision, Stamp, TooMuch
 from services.runtime.database import Row, Statement
 from services.runtime.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
-from services.runtime.lanes import Unit
 from services.runtime.masks import EVERYTHING
 from services.runtime.rpc import status_of_error
+from services.runtime.units import Unit
 
 
 @dataclass(kw_only=True, eq=False)

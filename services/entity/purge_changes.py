@@ -21,7 +21,7 @@ from services.runtime.changelog import PURGED, Change
 from services.runtime.committer import Decision, Stamp
 from services.runtime.database import Row, Statement
 from services.runtime.errors import Aborted, NotFound
-from services.runtime.lanes import Unit
+from services.runtime.units import Unit
 
 MAX_CHANGES: Final = 1000
 MAX_BYTES: Final = 16 * 2**20

@@ -18,7 +18,7 @@ from services.runtime.call import Namespace
 from services.runtime.committer import Committer
 from services.runtime.database import Database, Statement, pipeline
 from services.runtime.errors import Aborted, NotFound, Unavailable
-from services.runtime.lanes import Receipt
+from services.runtime.units import Receipt
 
 MAX_ATTEMPTS: Final = 1000
 """Of which each blanks a part of the history."""

@@ -22,7 +22,7 @@ from services.runtime.database import Row, Statement
 from services.runtime.errors import Aborted, AlreadyExists, FailedPrecondition, invalid_field
 from services.runtime.filters.ast import Path
 from services.runtime.filters.types import ITEMS
-from services.runtime.lanes import Unit
+from services.runtime.units import Unit
 from services.runtime.wire import JsonObject
 
 

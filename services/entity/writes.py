@@ -36,8 +36,8 @@ from services.runtime.changelog import select_versions
 from services.runtime.committer import Committer
 from services.runtime.database import Database
 from services.runtime.errors import Error, InvalidArgument, Unavailable
-from services.runtime.lanes import Outcomes, Receipt
 from services.runtime.request_ids import Share
+from services.runtime.units import Outcomes, Receipt
 
 MAX_ATTEMPTS: Final = 10
 MAX_PAUSE: Final = 0.002

@@ -31,14 +31,12 @@ from services.runtime.lanes import (
     MAX_BATCH_BYTES,
     MAX_WAITING_UNITS,
     Lane,
-    Outcomes,
-    Receipt,
     Submission,
-    Unit,
     Waiting,
     unanswered,
 )
 from services.runtime.request_ids import AnsweredRequest
+from services.runtime.units import Outcomes, Receipt, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +121,7 @@ class Committer(Generic[U]):
     def __init__(self, database: Database, ledger: Ledger[U], published: Callable[[Commit], Awaitable[None]]) -> None:
         """*published* is told of each commit before its callers are, in the order of revisions within a namespace.
 
-        It must not raise, and wait for nobody.
+        It must neither raise nor wait.
         """
         self._database = database
         self._ledger = ledger

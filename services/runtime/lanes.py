@@ -10,11 +10,11 @@ import asyncio
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from services.runtime.call import Namespace
 from services.runtime.errors import Unavailable
-from services.runtime.request_ids import Share
+from services.runtime.units import Outcomes, Receipt, Unit
 
 MAX_BATCH_UNITS = 1000
 MAX_BATCH_BYTES = 8 * 2**20
@@ -31,42 +31,7 @@ MOMENT_SECONDS = 0.002
 FADING = 0.8
 
 
-@dataclass(kw_only=True, eq=False)
-class Unit:
-    """One atomic unit that waits to be committed.
-
-    ``exclusive`` names what the unit writes (entity names, unique values), ``shared`` what it only refers to: two
-    units with a conflict never share a batch. ``method`` and ``body_hash`` make a repeated ``request_id`` answerable.
-    ``size`` is about how many bytes the unit will take. ``share`` says that the unit is one of many of one request,
-    which are remembered together; then ``request_id`` is the share's.
-    """
-
-    actor: str
-    method: str
-    request_id: str
-    body_hash: bytes
-    exclusive: frozenset[Hashable]
-    shared: frozenset[Hashable] = frozenset()
-    size: int = 1000
-    validate_only: bool = False
-    share: Share | None = None
-
-    @property
-    def request_key(self) -> tuple[str, str, str]:
-        return (self.actor, self.method, self.request_id)
-
-
-class Receipt(NamedTuple):
-    """An acknowledged unit. ``result`` is None for a repeated request: read it from ``answer`` and the log."""
-
-    revision: int
-    epoch: str
-    answer: bytes
-    result: Any = None
-
-
 U = TypeVar("U", bound=Unit)
-Outcomes: TypeAlias = list[Receipt | Exception]
 
 
 class Submission:
@@ -80,6 +45,7 @@ class Submission:
         self.outcomes: Outcomes = [_UNANSWERED] * units
 
     def answer(self, place: int, outcome: Receipt | Exception) -> None:
+        """Say what became of the unit at *place*; the last one that is told answers all."""
         self.missing -= self.outcomes[place] is _UNANSWERED
         self.outcomes[place] = outcome
         if not self.missing and not self.done.done():
@@ -90,6 +56,8 @@ _UNANSWERED: Final = Unavailable("OVERLOADED", "not answered")
 
 
 class Waiting(NamedTuple, Generic[U]):
+    """A unit, and where its outcome goes."""
+
     unit: U
     submission: Submission
     place: int
@@ -102,6 +70,8 @@ def unanswered(batch: Sequence[Waiting[U]]) -> Sequence[Waiting[U]]:
 
 @dataclass(eq=False)
 class Lane(Generic[U]):
+    """What waits in one namespace; ``worker`` commits it."""
+
     namespace: Namespace
     waiting: deque[Waiting[U]] = field(default_factory=deque)
     worker: asyncio.Task[None] | None = None

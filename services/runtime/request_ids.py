@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from datetime import timedelta
+from typing import Final, NamedTuple
 
 from services.runtime.database import (
     Database,
@@ -20,6 +21,8 @@ from services.runtime.database import (
     packed_text,
 )
 
+REQUEST_LIFE: Final = timedelta(hours=24)
+"""How long a request id is known."""
 # Numbers of units of one request that one row of answers may span.
 MAX_SPAN = 4096
 
@@ -129,8 +132,8 @@ def find_requests(namespace: str, request_ids: Iterable[str], shares: Iterable[S
         """SELECT r.* FROM unnest(%s::text[], %s::text[]) AS k (first, last)
         CROSS JOIN LATERAL (SELECT principal, method, request_id, body_hash, revision, answer FROM requests
             WHERE namespace = %s AND request_id >= k.first AND request_id <= k.last
-                AND create_time + interval '24 hours' > now() OFFSET 0) r""",
-        (packed_text(first for first, _ in ranges), packed_text(last for _, last in ranges), namespace),
+                AND create_time + %s > now() OFFSET 0) r""",
+        (packed_text(first for first, _ in ranges), packed_text(last for _, last in ranges), namespace, REQUEST_LIFE),
     )
 
 
@@ -163,8 +166,8 @@ async def forget_requests(database: Database, namespace: str) -> None:
             await connection.execute("SELECT set_config('app.namespace', %s, true)", (namespace,))
             cursor = await connection.execute(
                 """DELETE FROM requests WHERE ctid = ANY (ARRAY(
-                    SELECT ctid FROM requests WHERE namespace = %s AND create_time < now() - interval '24 hours'
+                    SELECT ctid FROM requests WHERE namespace = %s AND create_time < now() - %s
                     ORDER BY create_time LIMIT %s))""",
-                (namespace, FORGET_AT_ONCE),
+                (namespace, REQUEST_LIFE, FORGET_AT_ONCE),
             )
             forgotten = cursor.rowcount

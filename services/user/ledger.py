@@ -15,7 +15,7 @@ from services.runtime.changelog import Change, select_versions
 from services.runtime.committer import Committer, Decision, Stamp
 from services.runtime.database import Row, Statement
 from services.runtime.errors import Aborted, NotFound
-from services.runtime.lanes import Receipt, Unit
+from services.runtime.units import Receipt, Unit
 from services.user import ledger_sql as sql
 from services.user.model import Member, Namespace, Role, etag
 from services.user.records import Key

@@ -13,8 +13,8 @@ from services.runtime.call import Call, Quota
 from services.runtime.changelog import head_of
 from services.runtime.database import Database, Row, Statement
 from services.runtime.errors import InvalidArgument, NotFound, PermissionDenied, Violation, invalid_field
-from services.runtime.lanes import Receipt
 from services.runtime.page_tokens import binding_of, open_token, page_size, seal
+from services.runtime.units import Receipt
 from services.user import ledger_sql as sql
 from services.user.deletions import Deletions
 from services.user.ledger import SystemLog

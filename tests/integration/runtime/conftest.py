@@ -16,7 +16,7 @@ from services.runtime.changelog import CREATED, UPDATED, Change
 from services.runtime.committer import Commit, Committer, Decision, Stamp
 from services.runtime.database import Database, Row, Statement, packed_int8, packed_text
 from services.runtime.errors import Aborted
-from services.runtime.lanes import Receipt, Unit
+from services.runtime.units import Receipt, Unit
 from tests.postgres import postgres  # noqa: F401  (a fixture)
 
 _numbers = itertools.count()

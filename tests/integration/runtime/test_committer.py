@@ -14,7 +14,8 @@ from services.runtime.call import Namespace
 from services.runtime.committer import Decision, Stamp
 from services.runtime.database import Connection, Statement, pipeline
 from services.runtime.errors import Aborted, InvalidArgument
-from services.runtime.lanes import Lane, Outcomes, Receipt, Submission, Waiting
+from services.runtime.lanes import Lane, Submission, Waiting
+from services.runtime.units import Outcomes, Receipt
 
 from .conftest import NAMESPACE, CellRound, Cells, Put, Replica, put
 

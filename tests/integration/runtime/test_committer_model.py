@@ -28,8 +28,8 @@ from services.runtime.changelog import CREATED, UPDATED, Change
 from services.runtime.committer import Commit, Committer, Decision, Stamp
 from services.runtime.database import Database, Row, Statement, packed_int8, packed_text
 from services.runtime.errors import Aborted
-from services.runtime.lanes import Outcomes, Receipt, Unit
 from services.runtime.request_ids import Share
+from services.runtime.units import Outcomes, Receipt, Unit
 
 POISON = 666  # the table refuses it
 CELLS = ("a", "b", "c", "d")

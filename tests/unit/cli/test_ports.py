@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from strandline_cli import ports
+from strandline_cli.parts import PlatformFailure
 
 
 def test_a_taken_port_is_replaced_by_the_next_free_one_and_that_is_said() -> None:
@@ -31,7 +32,7 @@ def test_no_two_parts_are_given_one_port() -> None:
 
 def test_there_is_no_port_above_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "is_free", lambda port: False)
-    with pytest.raises(OSError, match="no free port from 65500 to 65535"):
+    with pytest.raises(PlatformFailure, match="no free port from 65500 to 65535"):
         ports.choose(65500)
 
 
