@@ -343,7 +343,9 @@ class Subscriptions:
         status = await self.get(namespace, id)
         if status.definition.uid != answered.uid:
             raise no_such_subscription()
-        return replace(status, secret=self._webhooks.show(answered.uid, answered.secret))
+        # One that was replaced meanwhile is not shown: it does not sign any more, or not for long.
+        signs = status.webhook is not None and status.webhook.secret == answered.secret
+        return replace(status, secret=self._webhooks.show(answered.uid, answered.secret if signs else None))
 
     # Storing
 

@@ -356,3 +356,19 @@ async def test_who_lost_the_answer_that_showed_the_secret_gets_it_by_repeating_t
     assert rehearsal.subscription.push.secret == ""
     answers = [await editor.subscriptions("UpdateSubscription", **update) for _ in range(2)]
     assert answers[0].subscription.push.secret == answers[1].subscription.push.secret not in ("", secrets[0])
+
+
+@pytest.mark.parametrize("overlap", [timedelta(), timedelta(hours=1)], ids=["at once", "after an hour"])
+async def test_a_secret_that_was_replaced_is_not_shown_to_a_repeated_request(
+    receiver: HookReceiver, editor: Editor, overlap: timedelta
+) -> None:
+    create = {
+        "parent": "namespaces/tides",
+        "subscription_id": "hook",
+        "subscription": {"start": {"now": True}, "push": {"endpoint": receiver.url()}},
+        "request_id": "r1",
+    }
+    made = (await editor.subscriptions("CreateSubscription", **create)).subscription
+    await editor.webhooks("RotateWebhookSecret", name=NAME, overlap=overlap)
+    again = (await editor.subscriptions("CreateSubscription", **create)).subscription
+    assert (again.uid, again.push.endpoint, again.push.secret) == (made.uid, receiver.url(), "")
