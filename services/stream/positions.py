@@ -6,6 +6,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.runtime.call import Namespace
 from services.runtime.changelog import Head
 from services.runtime.errors import FailedPrecondition, OutOfRange, Unavailable
 from services.runtime.rules import time_of
@@ -42,6 +43,11 @@ def check_epoch(epoch: str, head: Head) -> None:
 def compacted(horizon: int, instead: str = SNAPSHOT) -> OutOfRange:
     """The refusal of a position below *horizon*; *instead* says what to do."""
     return OutOfRange("COMPACTED", f"that part of the log is gone; {instead}", horizon_revision=str(horizon))
+
+
+async def head_of(logs: Logs, namespace: Namespace) -> Head:
+    """The head of a namespace's log; one that nothing was written to has none yet, and is empty."""
+    return (await logs.heads([namespace.id])).get(namespace.id) or Head(namespace.id, namespace.epoch, 0)
 
 
 async def position_at(logs: Logs, moment: Timestamp, head: Head, field: str, instead: str = SNAPSHOT) -> int:

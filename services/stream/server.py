@@ -30,6 +30,7 @@ from services.stream.feeds import Feeds
 from services.stream.http import HttpPort
 from services.stream.hubs import Hubs
 from services.stream.multiplex import Multiplexer
+from services.stream.parked_changes import ParkedChanges
 from services.stream.passes import Passes
 from services.stream.pulls import Pulls
 from services.stream.snapshots import ResumeTokens
@@ -104,7 +105,8 @@ async def serve(settings: StreamSettings) -> None:
     http = HttpPort(feeds, multiplexer, changes, gate, passes)
     server = Server(settings)
     server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, multiplexer, changes), gate.admit)
-    handlers = SubscriptionHandlers(subscriptions, deliveries, Pulls(deliveries, hubs, access), token_key)
+    parked, pulls = ParkedChanges(database, logs), Pulls(deliveries, hubs, access)
+    handlers = SubscriptionHandlers(subscriptions, parked, deliveries, pulls, token_key)
     server.add(subscription_api.SERVICE, handlers, gate.admit)
     server.add(webhook_api.SERVICE, WebhookHandlers(webhooks, deliveries, token_key), gate.admit)
     server.add("strandline.stream.v1.TicketService", TicketHandlers(passes, database, access), gate.admit)

@@ -19,11 +19,12 @@ from services.runtime.page_tokens import binding_of, open_token, page_size, seal
 from services.stream.checkpoint import MAX_PARKED, Parked
 from services.stream.definitions import FIELDS, MAX_ACK_DEADLINE, MIN_ACK_DEADLINE, duration
 from services.stream.deliveries import Deliveries
+from services.stream.parked_changes import ParkedChanges
 from services.stream.pulls import Pulls
 from services.stream.request_store import RequestId
 from services.stream.subscription_names import name_of, named, note
 from services.stream.subscription_store import COMPACTED
-from services.stream.subscriptions import MAX_SUBSCRIPTIONS, Status, Subscriptions, age_of, etag_of
+from services.stream.subscriptions import MAX_SUBSCRIPTIONS, Status, Subscriptions, etag_of
 from services.stream.webhooks import describe
 
 SERVICE: Final = "strandline.stream.v1.SubscriptionService"
@@ -36,8 +37,16 @@ State = subscription_pb2.Subscription
 class SubscriptionHandlers:
     """The handlers of ``SubscriptionService``."""
 
-    def __init__(self, subscriptions: Subscriptions, deliveries: Deliveries, pulls: Pulls, token_key: bytes) -> None:
+    def __init__(
+        self,
+        subscriptions: Subscriptions,
+        parked: ParkedChanges,
+        deliveries: Deliveries,
+        pulls: Pulls,
+        token_key: bytes,
+    ) -> None:
         self._subscriptions = subscriptions
+        self._parked = parked
         self._deliveries = deliveries
         self._pulls = pulls
         self._token_key = token_key
@@ -156,7 +165,7 @@ class SubscriptionHandlers:
         after = ("", 0, 0)
         if request.page_token:
             after = tuple(orjson.loads(open_token(self._token_key, binding, request.page_token)))
-        parked, more = await self._subscriptions.list_parked(namespace, id, after, page_size(request.page_size))
+        parked, more = await self._parked.list(namespace, id, after, page_size(request.page_size))
         answer = pb.ListParkedResponse()
         for change, park_time in parked:
             answer.parked.append(_parked(namespace, change))
@@ -169,7 +178,7 @@ class SubscriptionHandlers:
     async def replay_parked(self, request: pb.ReplayParkedRequest, call: Call) -> pb.ReplayParkedResponse:
         namespace, id = named(request.name, call)
         keys = {_key(namespace, subject, index) for index, subject in enumerate(request.subjects)}
-        replayed, parked, lost = await self._subscriptions.replay(namespace, id, keys)
+        replayed, parked, lost = await self._parked.replay(namespace, id, keys)
         self._deliveries.wake(namespace, id)
         note(call, f"replayed {replayed} parked changes of", request.name)
         return pb.ReplayParkedResponse(replayed_count=replayed, parked_count=parked, lost_count=lost)
@@ -213,7 +222,7 @@ def _rendered(namespace: Namespace, status: Status) -> subscription_pb2.Subscrip
     message.create_time.FromDatetime(definition.create_time)
     message.update_time.FromDatetime(definition.update_time)
     message.lag.revisions = max(0, status.head - group.checkpoint)
-    message.lag.age.FromTimedelta(age_of(status))
+    message.lag.age.FromTimedelta(status.age)
     message.checkpoint_revision = group.checkpoint
     message.in_flight_count = group.in_flight
     message.parked_count = group.parked

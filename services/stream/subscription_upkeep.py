@@ -19,8 +19,9 @@ from services.runtime.database import Database
 from services.runtime.errors import Error, OutOfRange
 from services.stream import request_store
 from services.stream import subscription_store as store
+from services.stream.subscription_leases import hold, needed_after
 from services.stream.subscription_store import Definition
-from services.stream.subscriptions import Subscriptions, age_of, needed_after
+from services.stream.subscriptions import Subscriptions
 from services.stream.upstream import Logs
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class SubscriptionUpkeep:
         status = await self._subscriptions.status(namespace, definition, progress)
         self._told[namespace_id, id] = time.monotonic()
         LAG_REVISIONS.labels(namespace_id, id).set(max(0, status.head - progress.group.checkpoint))
-        LAG_SECONDS.labels(namespace_id, id).set(age_of(status).total_seconds())
+        LAG_SECONDS.labels(namespace_id, id).set(status.age.total_seconds())
 
     async def _forget_requests(self, namespace_id: str) -> None:
         await store.in_transaction(
@@ -133,7 +134,7 @@ class SubscriptionUpkeep:
                 return
             try:
                 checkpoint = held.progress.group.checkpoint
-                await self._subscriptions.hold(namespace, held.definition, acknowledged, checkpoint)
+                await hold(self._logs, namespace, held.definition, acknowledged, checkpoint)
             except OutOfRange:
                 held.progress.state = store.COMPACTED
                 logger.warning("subscription %s/%s has lost its place", namespace.id, id)

@@ -1,4 +1,4 @@
-"""Managing subscriptions: making, looking at, changing and moving them, and what is parked in them."""
+"""Managing subscriptions: making, looking at, changing and moving them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ from services.runtime.errors import (
 from services.runtime.ids import uuid7
 from services.stream import request_store, webhook_store
 from services.stream import subscription_store as store
-from services.stream.checkpoint import MAX_OUTSTANDING, MAX_PARKED, Group, Parked, Position
-from services.stream.definitions import compiled, fields_named, settled, updated
-from services.stream.positions import SEEK, check_position, compacted, position_at
+from services.stream.checkpoint import Group
+from services.stream.definitions import compiled, settled, updated
+from services.stream.positions import SEEK, check_position, head_of, position_at
 from services.stream.request_store import Answered, RequestId
+from services.stream.subscription_leases import hold, lease_name, needed_after
 from services.stream.subscription_store import Definition, Locked, Progress, no_such_subscription, of_this_life
-from services.stream.upstream import LEASE_TTL, Lease, Logs
+from services.stream.upstream import Logs
 from services.stream.webhook_store import Webhook
 from services.stream.webhooks import Webhooks
 
@@ -56,6 +57,11 @@ class Status:
     oldest: datetime | None
     webhook: Webhook | None = None
     secret: str = field(default="", repr=False)
+
+    @property
+    def age(self) -> timedelta:
+        """How long ago the first unit after the checkpoint was committed."""
+        return max(timedelta(0), datetime.now(UTC) - self.oldest) if self.oldest else timedelta(0)
 
 
 class Subscriptions:
@@ -105,7 +111,7 @@ class Subscriptions:
             statements += request_store.remember(namespace, id, made.uid, request, secret)
         try:
             # First: from now on the log is not cut there. Not for long, lest it waits for what is never made.
-            await self.hold(namespace, made, revision, revision, PROVISIONAL_TTL)
+            await hold(self._logs, namespace, made, revision, revision, PROVISIONAL_TTL)
             await self._insert(namespace, made, statements)
         except BaseException as failure:
             with contextlib.suppress(Error):
@@ -119,7 +125,7 @@ class Subscriptions:
                 return again
             raise
         with contextlib.suppress(Error):  # upkeep does the same in a moment
-            await self.hold(namespace, made, revision, revision)
+            await hold(self._logs, namespace, made, revision, revision)
         return replace(await self.status(namespace, made, progress), secret=self._webhooks.show(made.uid, secret))
 
     async def get(self, namespace: Namespace, id: str) -> Status:
@@ -135,7 +141,7 @@ class Subscriptions:
         (rows,) = await self._database.read(namespace.id, store.select_page(namespace.id, after, size + 1))
         found = store.listed(rows)
         living = [one for one in found[:size] if one[0].epoch == namespace.epoch]
-        head = await self._head(namespace)
+        head = await head_of(self._logs, namespace)
         statuses = await asyncio.gather(*(self.status(namespace, *one, head) for one in living))
         # A page may be empty: of an earlier life, and not removed yet.
         return statuses, found[size - 1][0].id if len(found) > size else ""
@@ -219,88 +225,18 @@ class Subscriptions:
             # Under the lock, so that no renewal that is under way can let go of what is needed now. Not beyond what
             # is needed if this is not committed, nor beyond what is parked and stays: upkeep moves it on.
             wanted = min(revision, await needed_after(held, namespace))
-            await self.hold(namespace, held.definition, wanted, revision)
+            await hold(self._logs, namespace, held.definition, wanted, revision)
             group.seek(revision)
             group.parked -= len(await held.query(store.delete_parked_after(namespace.id, id, revision)))
             held.progress.state = store.ACTIVE
             held.statements.append(store.due_at_once(namespace.id, id))
         return await self.status(namespace, held.definition, held.progress)
 
-    async def hold(
-        self, namespace: Namespace, definition: Definition, wanted: int, needed: int, ttl: timedelta = LEASE_TTL
-    ) -> None:
-        """Keep the log after *wanted*, or what is left of it, as long as that is everything after *needed*; for *ttl*.
-
-        Raises:
-            OutOfRange: COMPACTED, it is not: retention has its limits, also for consumers.
-        """
-        while True:
-            try:
-                return await self._logs.put_lease(lease_of(namespace, definition, wanted, ttl))
-            except OutOfRange as failure:
-                wanted = int(failure.metadata["horizon_revision"])
-                if wanted > needed:
-                    raise compacted(wanted, SEEK) from failure
-
-    # What is parked
-
-    async def list_parked(
-        self, namespace: Namespace, id: str, after: tuple[str, int, int], size: int
-    ) -> tuple[Sequence[tuple[Parked, datetime]], bool]:
-        """At most *size* parked changes and since when they are, after the place *after*; and whether more follow."""
-        rows = await self._database.read(
-            namespace.id, *store.select(namespace.id, id), store.select_parked(namespace.id, id, after, size + 1)
-        )
-        found = store.found(rows[:2])
-        if found is None or found[0].epoch != namespace.epoch:
-            raise no_such_subscription()
-        parked = [
-            (Parked(Position(revision, index), key, kind, attempts, reason), park_time)
-            for key, revision, index, kind, attempts, reason, park_time in rows[2]
-        ]
-        return parked[:size], len(parked) > size
-
-    async def replay(self, namespace: Namespace, id: str, keys: Collection[str]) -> tuple[int, int, int]:
-        """Deliver what is parked of *keys* (none: of all) again, as much as there is room for, but of a key everything.
-
-        Returns:
-            How many changes are delivered again, are parked still, and were cut from the log and are given up.
-        """
-        head = await self._head(namespace)
-        async with store.locked(self._database, namespace.id, id) as found:
-            held = of_this_life(found, namespace)
-            group = held.progress.group
-            if not keys:
-                limit = MAX_PARKED + MAX_OUTSTANDING
-                keys = [key for key, _ in await held.query(store.select_parked_keys(namespace.id, id, limit))]
-            rows = await held.query(store.select_parked_of(namespace.id, id, keys))
-            of_key: dict[str, list[Parked]] = {}
-            for key, revision, index, kind, attempts, reason in rows:
-                of_key.setdefault(key, []).append(Parked(Position(revision, index), key, kind, attempts, reason))
-            taken: list[str] = []
-            replayed = lost = 0
-            for key, parked in of_key.items():
-                left = [change for change in parked if change.position.revision > head.horizon]
-                if replayed and len(group.outstanding) + len(left) > MAX_OUTSTANDING // 2:
-                    break
-                group.restore(left)
-                group.parked -= len(parked) - len(left)
-                replayed += len(left)
-                lost += len(parked) - len(left)
-                taken.append(key)
-            held.statements.append(store.delete_parked_of(namespace.id, id, taken))
-        return replayed, group.parked, lost
-
     # Positions
-
-    async def _head(self, namespace: Namespace) -> Head:
-        # A log that nothing was written to has no head yet.
-        head = (await self._logs.heads([namespace.id])).get(namespace.id)
-        return head or Head(namespace.id, namespace.epoch, 0)
 
     async def _position(self, namespace: Namespace, start: pb.Start, field: str) -> int:
         """The revision after which *start* begins."""
-        head = await self._head(namespace)
+        head = await head_of(self._logs, namespace)
         match start.WhichOneof("position"):
             case "now":
                 return head.revision
@@ -319,7 +255,7 @@ class Subscriptions:
         self, namespace: Namespace, definition: Definition, progress: Progress, head: Head | None = None
     ) -> Status:
         """How far the subscription is; *head* if it is known already."""
-        head = head or await self._head(namespace)
+        head = head or await head_of(self._logs, namespace)
         checkpoint = progress.group.checkpoint
         oldest = None
         if checkpoint < head.revision:
@@ -378,26 +314,6 @@ class Subscriptions:
             await store.in_transaction(self._database, namespace.id, *store.delete(namespace.id, id, found[0].uid))
 
 
-async def needed_after(held: Locked, namespace: Namespace) -> int:
-    """The revision after which the log is needed: that of the checkpoint, or where something older is parked."""
-    ((oldest,),) = await held.query(store.oldest_parked(namespace.id, held.definition.id))
-    checkpoint = held.progress.group.checkpoint
-    return checkpoint if oldest is None else min(checkpoint, oldest - 1)
-
-
-def lease_of(namespace: Namespace, definition: Definition, acknowledged: int, ttl: timedelta) -> Lease:
-    """The lease that keeps the log for a subscription, for *ttl*."""
-    asked = pb.Subscription.FromString(definition.definition)
-    types = list(asked.types) or sorted({entity_id.split("/")[0] for entity_id in asked.ids})
-    fields = fields_named(definition.definition)
-    return Lease(namespace.id, namespace.epoch, lease_name(definition), types, fields, acknowledged, ttl)
-
-
-def lease_name(definition: Definition) -> str:
-    # With the uid, so that one that is being removed cannot take away the lease of the next with its id.
-    return f"subscriptions/{definition.id}/{definition.uid}"
-
-
 def _taken() -> AlreadyExists:
     return AlreadyExists("ALREADY_EXISTS", "there is a subscription with this id already")
 
@@ -419,8 +335,3 @@ def etag_of(definition: Definition) -> str:
 def _check_etag(definition: Definition, etag: str) -> None:
     if etag not in ("", etag_of(definition)):
         raise Aborted("ETAG_MISMATCH", "the subscription was changed since", etag=etag_of(definition))
-
-
-def age_of(status: Status) -> timedelta:
-    """How long ago the first unit after the checkpoint was committed."""
-    return max(timedelta(0), datetime.now(UTC) - status.oldest) if status.oldest else timedelta(0)

@@ -41,6 +41,7 @@ from services.stream.hub import MAX_RING_BYTES
 from services.stream.hubs import Hubs
 from services.stream.lookups import GetAddresses
 from services.stream.multiplex import Connection, Multiplexer
+from services.stream.parked_changes import ParkedChanges
 from services.stream.passes import Passes
 from services.stream.pulls import Pulls
 from services.stream.snapshots import ResumeTokens
@@ -122,9 +123,9 @@ class StreamService:
             self.webhooks = Webhooks(self.database, WebhookSender(self.egress, SealingKeys({1: bytes(32)})), receivers)
             self.subscriptions = Subscriptions(self.database, logs, self.webhooks)
             self.deliveries = Deliveries(self.database, self.hubs, logs)
-            consumers = SubscriptionHandlers(
-                self.subscriptions, self.deliveries, Pulls(self.deliveries, self.hubs, self.access), bytes(32)
-            )
+            self.parked = ParkedChanges(self.database, logs)
+            pulls = Pulls(self.deliveries, self.hubs, self.access)
+            consumers = SubscriptionHandlers(self.subscriptions, self.parked, self.deliveries, pulls, bytes(32))
             handler = generic_handler(subscription_api.SERVICE, consumers, gate.admit)
             self._server.add_generic_rpc_handlers((handler,))
             tickets = TicketHandlers(passes, self.database, self.access)

@@ -113,7 +113,7 @@ async def test_the_lease_follows_the_checkpoint_and_keeps_what_is_parked(kept: K
     await kept.step()
     assert (await kept.service.subscriptions.get(TIDES, "orders")).progress.group.checkpoint == 3
     assert await kept.acknowledged() == 1, "its content is in the log"
-    await kept.service.subscriptions.replay(TIDES, "orders", ())
+    await kept.service.parked.replay(TIDES, "orders", ())
     await kept.service.deliveries.ack(TIDES, "orders", await kept.take(1))
     await kept.step()
     assert await kept.acknowledged() == 3
