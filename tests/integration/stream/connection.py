@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import grpc
+import pytest
 from google.protobuf import json_format
 from google.rpc import error_details_pb2
 from strandline.stream.v1 import feed_pb2, stream_service_pb2_grpc
@@ -18,6 +19,8 @@ from strandline.stream.v1.stream_service_pb2 import WatchManyRequest, WatchManyR
 from .service import SECONDS, Reader, StreamService, access_token, reason
 
 URL = "http://stream/v1/namespaces:watch"
+TRANSPORTS = pytest.mark.parametrize("transport", ["grpc", "websocket"])
+"""Over both."""
 
 
 class Client:

@@ -60,6 +60,22 @@ def status(code: int, body: bytes = b"", **headers: str) -> Behaviour:
     return answer
 
 
+class Counting:
+    """Take a moment, then answer as *behaviour* does. ``most``: so many requests were open at the same time."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.most = 0
+        self._behaviour = behaviour
+        self._open = 0
+
+    async def __call__(self, request: Request, writer: asyncio.StreamWriter) -> bool | None:
+        self._open += 1
+        self.most = max(self.most, self._open)
+        await asyncio.sleep(0.01)
+        self._open -= 1
+        return await self._behaviour(request, writer)
+
+
 async def silence(request: Request, writer: asyncio.StreamWriter) -> None:
     """Say nothing for as long as the other side waits."""
     await writer.wait_closed()

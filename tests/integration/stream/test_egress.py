@@ -147,18 +147,24 @@ async def test_a_certificate_of_another_name_is_refused(tmp_path: Path) -> None:
     assert receiver.requests == []
 
 
-async def test_the_name_is_resolved_once_and_the_certificate_is_asked_for_by_name(tmp_path: Path) -> None:
+@pytest.fixture
+async def named(tmp_path: Path) -> AsyncIterator[HookReceiver]:
+    """A receiver whose name no resolver but the test's own knows."""
     receiver = HookReceiver(tmp_path, name="hooks.test")
     await receiver.start()
-    resolver = Resolver({"hooks.test": ["127.0.0.1"]})
-    made = Egress([receiver.opened], seconds=30, get_addresses=resolver)
-    await post(made, receiver.url(), receiver)
-    await post(made, receiver.url(), receiver)
-    await made.close()
+    yield receiver
     await receiver.stop()
+
+
+async def test_the_name_is_resolved_once_and_the_certificate_is_asked_for_by_name(named: HookReceiver) -> None:
+    resolver = Resolver({"hooks.test": ["127.0.0.1"]})
+    made = Egress([named.opened], seconds=30, get_addresses=resolver)
+    await post(made, named.url(), named)
+    await post(made, named.url(), named)
+    await made.close()
     assert resolver.asked == ["hooks.test"]  # the second request went over the connection that was there
-    assert [request.server_name for request in receiver.requests] == ["hooks.test"] * 2
-    assert receiver.connections == 1
+    assert [request.server_name for request in named.requests] == ["hooks.test"] * 2
+    assert named.connections == 1
 
 
 @pytest.mark.parametrize(
@@ -194,24 +200,18 @@ async def test_an_open_receiver_opens_its_own_port_and_nothing_else_on_loopback(
     assert receiver.connections == 0
 
 
-async def test_a_receiver_of_the_topology_that_leads_outside_is_refused(tmp_path: Path) -> None:
-    receiver = HookReceiver(tmp_path, name="hooks.test")
-    await receiver.start()
-    async with egress(receiver, names={"hooks.test": ["10.0.0.7"]}) as made:
-        assert await reason(made, receiver.url(), receiver) == "ADDRESS_REFUSED"
-    await receiver.stop()
+async def test_a_receiver_of_the_topology_that_leads_outside_is_refused(named: HookReceiver) -> None:
+    async with egress(named, names={"hooks.test": ["10.0.0.7"]}) as made:
+        assert await reason(made, named.url(), named) == "ADDRESS_REFUSED"
 
 
-async def test_a_name_that_starts_to_lead_inside_is_refused_at_its_next_connection(tmp_path: Path) -> None:
-    receiver = HookReceiver(tmp_path, name="hooks.test")
-    await receiver.start()
-    receiver.behaviour = status(200, b"", connection="close")
+async def test_a_name_that_starts_to_lead_inside_is_refused_at_its_next_connection(named: HookReceiver) -> None:
+    named.behaviour = status(200, b"", connection="close")
     names = {"hooks.test": ["127.0.0.1"]}
-    async with egress(receiver, names=names) as made:
-        await post(made, receiver.url(), receiver)
+    async with egress(named, names=names) as made:
+        await post(made, named.url(), named)
         names["hooks.test"] = ["10.0.0.7"]
-        assert await reason(made, receiver.url(), receiver) == "ADDRESS_REFUSED"
-    await receiver.stop()
+        assert await reason(made, named.url(), named) == "ADDRESS_REFUSED"
 
 
 async def test_a_name_that_is_not_known_is_a_failure_without_what_the_resolver_said(receiver: HookReceiver) -> None:
@@ -273,28 +273,23 @@ async def of_dead_name(made: Egress, namespace: str) -> str:
     raise AssertionError("there was an answer")
 
 
-async def test_names_that_nobody_answers_for_leave_room_for_the_names_of_other_namespaces(tmp_path: Path) -> None:
-    receiver = HookReceiver(tmp_path, name="hooks.test")
-    await receiver.start()
-    async with hanging(receiver, seconds=60) as (made, resolver):
+async def test_names_that_nobody_answers_for_leave_room_for_the_names_of_other_namespaces(named: HookReceiver) -> None:
+    async with hanging(named, seconds=60) as (made, resolver):
         dead = [asyncio.create_task(of_dead_name(made, "reefs")) for _ in range(MAX_RUNNING)]
         await resolver.wait_for(MAX_RUNNING_OF_ONE)
-        endpoint = parse_endpoint(receiver.url(), [receiver.opened])
+        endpoint = parse_endpoint(named.url(), [named.opened])
         assert (await made.post("tides", endpoint, {}, b"")).status == 204
         assert resolver.hanging == MAX_RUNNING_OF_ONE
         for task in dead:
             task.cancel()
         await asyncio.gather(*dead, return_exceptions=True)
-    await receiver.stop()
 
 
 async def test_a_look_up_counts_until_the_resolver_is_done_with_it_and_who_finds_no_room_was_not_tried(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    named: HookReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.stream.lookups.PATIENCE_SECONDS", 0.05)
-    receiver = HookReceiver(tmp_path, name="hooks.test")
-    await receiver.start()
-    async with hanging(receiver, seconds=0.2) as (made, resolver):
+    async with hanging(named, seconds=0.2) as (made, resolver):
         outcomes = await asyncio.gather(*(of_dead_name(made, "reefs") for _ in range(MAX_RUNNING_OF_ONE)))
         assert outcomes == ["TIMEOUT"] * MAX_RUNNING_OF_ONE
         assert await of_dead_name(made, "reefs") == "OVERLOADED"
@@ -304,16 +299,13 @@ async def test_a_look_up_counts_until_the_resolver_is_done_with_it_and_who_finds
         async with asyncio.timeout(30):
             while await of_dead_name(made, "reefs") != "NAME_NOT_FOUND":
                 pass
-    await receiver.stop()
 
 
 async def test_waiting_for_a_turn_uses_up_nothing_of_the_time_for_an_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    named: HookReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.stream.lookups.PATIENCE_SECONDS", 600)
-    receiver = HookReceiver(tmp_path, name="hooks.test")
-    await receiver.start()
-    async with hanging(receiver, seconds=0.2) as (made, resolver):
+    async with hanging(named, seconds=0.2) as (made, resolver):
         held = [asyncio.create_task(of_dead_name(made, "reefs")) for _ in range(MAX_RUNNING_OF_ONE)]
         await resolver.wait_for(MAX_RUNNING_OF_ONE)
         waiting = asyncio.create_task(of_dead_name(made, "reefs"))
@@ -322,7 +314,6 @@ async def test_waiting_for_a_turn_uses_up_nothing_of_the_time_for_an_answer(
         assert not waiting.done()
         resolver.released.set()
         assert await waiting in ("NAME_NOT_FOUND", "TIMEOUT")
-    await receiver.stop()
 
 
 async def test_proxies_in_the_environment_do_not_count(receiver: HookReceiver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,6 @@ import gc
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
-from typing import Any
 
 import aiohttp
 import pytest
@@ -19,13 +17,12 @@ from services.runtime.call import Namespace
 from services.stream.envelopes import OfWatch
 
 from .conftest import TIDES, MakeStream, found
-from .connection import URL, connect, reason_of
+from .connection import TRANSPORTS, URL, connect
 from .owner import SYSTEM, Owner
 from .service import ANN, SESSION, StreamService, access_token, entities_of
 
 End = feed_pb2.End
 REEFS = Namespace("reefs", "0000beef")
-TRANSPORTS = pytest.mark.parametrize("transport", ["grpc", "websocket"])
 
 
 @TRANSPORTS
@@ -73,33 +70,6 @@ async def test_created_says_where_the_log_is_before_anything_else_is_said(
         assert (created.head_revision, created.epoch) == (1, TIDES.epoch)
 
 
-REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "a stranger's namespace": ("elsewhere", {"now": True}, "NOT_FOUND"),
-    "the log of access for no administrator": ("system", {"now": True}, "NOT_FOUND"),
-    "no namespace": ("Not one", {"now": True}, "INVALID_FIELD"),
-    "no start": ("tides", {}, "START_REQUIRED"),
-    "a negative revision": ("tides", {"after_revision": -1}, "INVALID_FIELD"),
-    "a revision of the future": ("tides", {"after_revision": 7}, "FUTURE_REVISION"),
-    "another life": ("tides", {"after_revision": 0, "epoch": "deadbeef"}, "EPOCH_CHANGED"),
-    "a filter that does not parse": ("tides", {"now": True, "filter": "data.a ="}, "INVALID_FIELD"),
-    "a forged resume token": ("tides", {"resume_token": "abc"}, "INVALID_FIELD"),
-}
-
-
-@TRANSPORTS
-async def test_a_watch_that_cannot_be_is_canceled_for_the_reason_of_an_error_and_harms_no_other(
-    owner: Owner, stream: StreamService, transport: str
-) -> None:
-    async with connect(stream, transport) as client:
-        good = await client.open("good", now=True)
-        for watch_id, (namespace, watch, _) in zip(map(str, range(len(REFUSED))), REFUSED.values(), strict=True):
-            await client.create(watch_id, namespace, **watch)
-        reasons = [await client.canceled(str(number)) for number in range(len(REFUSED))]
-        assert reasons == [reason for _, _, reason in REFUSED.values()]
-        await owner.put(TIDES, "a", n=1)
-        await good.until(1)
-
-
 @TRANSPORTS
 async def test_a_canceled_watch_is_silent_and_its_id_is_free(
     owner: Owner, stream: StreamService, transport: str
@@ -116,16 +86,6 @@ async def test_a_canceled_watch_is_silent_and_its_id_is_free(
         second = await client.open("w", after_revision=0)
         assert [unit.revision for unit in await second.until(1)] == [1]
     assert first is not second
-
-
-@TRANSPORTS
-async def test_a_watch_that_is_not_there_cannot_be_canceled_or_asked(stream: StreamService, transport: str) -> None:
-    async with connect(stream, transport) as client:
-        await client.send(cancel={"watch_id": "x"})
-        assert await client.canceled("x") == "NOT_FOUND"
-        await client.send(progress={"watch_id": "y"})
-        assert await client.canceled("y") == "NOT_FOUND"
-        await client.open("x", now=True)  # the connection lives
 
 
 async def test_a_watch_that_is_canceled_while_it_is_opened_leaves_nothing_behind(
@@ -322,118 +282,7 @@ async def test_a_drain_ends_every_watch_and_then_the_connection(
         await draining
 
 
-# Limits
-
-
-@TRANSPORTS
-async def test_the_watch_after_the_hundredth_is_refused_and_fits_when_one_has_gone(
-    stream: StreamService, transport: str
-) -> None:
-    async with connect(stream, transport) as client:
-        for number in range(101):
-            await client.create(str(number), now=True)
-        assert await client.canceled("100") == "TOO_MANY_WATCHES"
-        await client.send(cancel={"watch_id": "7"})
-        while not (await client.next("7")).HasField("canceled"):
-            pass
-        await client.open("7", now=True)
-
-
-@TRANSPORTS
-async def test_a_watch_id_that_is_in_use_ends_the_connection(stream: StreamService, transport: str) -> None:
-    async with connect(stream, transport) as client:
-        reader = await client.open("w", now=True)
-        await client.create("w", after_revision=0)
-        assert (await reader.end()).reason == End.REQUEST_INVALID
-        assert await client.failure() == "ALREADY_EXISTS"
-
-
-@TRANSPORTS
-@pytest.mark.parametrize("watch_id", ["", "a b", "ä", "x" * 65, "a\n"])
-async def test_a_watch_id_is_short_and_plain(stream: StreamService, transport: str, watch_id: str) -> None:
-    async with connect(stream, transport) as client:
-        await client.create(watch_id, now=True)
-        assert await client.failure() == "INVALID_FIELD"
-
-
-@TRANSPORTS
-async def test_a_request_of_nothing_ends_the_connection(stream: StreamService, transport: str) -> None:
-    async with connect(stream, transport) as client:
-        await client.send()
-        assert await client.failure() == "INVALID_FIELD"
-
-
-async def test_a_request_of_half_a_megabyte_ends_the_connection(stream: StreamService) -> None:
-    async with connect(stream) as client:
-        reader = await client.open("w", now=True)
-        await client.create("big", filter="x" * 500_000)
-        assert (await reader.end()).reason == End.REQUEST_INVALID
-        assert await client.failure() == "INVALID_FIELD"
-    async with connect(stream, "websocket") as client:
-        with suppress(ConnectionError):  # closed before it has arrived
-            await client.create("big", filter="x" * 500_000)
-        await client.over()
-    await stream.emptied()
-
-
-BAD_FRAMES = {
-    "no JSON": ("{", "INVALID_FIELD"),
-    "no object": ("[1]", "INVALID_FIELD"),
-    "an unknown field": ('{"subscribe": {}}', "UNKNOWN_FIELD"),
-    "of a watch that there is": ('{"create": {"watchId": "w", "watch": {"frm": 1}}}', "UNKNOWN_FIELD"),
-    "of no watch": ('{"create": {"watchId": "a b", "watch": {"frm": 1}}}', "INVALID_FIELD"),
-    "a key twice": ('{"cancel": {"watchId": "a", "watchId": "b"}}', "INVALID_FIELD"),
-    "two requests at once": ('{"cancel": {"watchId": "a"}, "progress": {"watchId": "a"}}', "INVALID_FIELD"),
-    "nested without end": ("[" * 60_000, "INVALID_FIELD"),
-    "bytes": (b'{"cancel": {"watchId": "a"}}', "INVALID_FIELD"),
-}
-
-
-@pytest.mark.parametrize(("frame", "reason"), BAD_FRAMES.values(), ids=BAD_FRAMES)
-async def test_a_frame_that_is_no_request_ends_the_connection_and_says_why(
-    stream: StreamService, frame: str | bytes, reason: str
-) -> None:
-    async with connect(stream, "websocket") as client:
-        reader = await client.open("w", now=True)
-        assert client.socket is not None
-        await (client.socket.send_str(frame) if isinstance(frame, str) else client.socket.send_bytes(frame))
-        assert (await reader.end()).reason == End.REQUEST_INVALID
-        assert await client.failure() == reason
-        assert client.socket.close_code == aiohttp.WSCloseCode.POLICY_VIOLATION
-
-
-async def test_a_frame_that_misfits_is_refused_as_its_watch_and_leaves_the_others_alone(
-    owner: Owner, stream: StreamService
-) -> None:
-    async with connect(stream, "websocket") as client:
-        reader = await client.open("w", now=True)
-        assert client.socket is not None
-        for field, wrong in {"types": "buoy", "frm": 1, "progressInterval": "1h"}.items():
-            watch = {"parent": "namespaces/tides", "now": True, field: wrong}
-            await client.socket.send_json({"create": {"watchId": "bad", "watch": watch}})
-            refusal = await client.next("bad")
-            assert reason_of(refusal) in ("INVALID_FIELD", "UNKNOWN_FIELD")
-            assert refusal.canceled.status.message.replace("'", "").find(f"create.watch.{field[:4]}") >= 0
-        await client.open("bad", now=True)  # the id is free
-        await owner.put(TIDES, "a", n=1)
-        await reader.until(1)
-
-
-@TRANSPORTS
-async def test_what_watches_were_asked_with_is_bounded_in_sum(
-    stream: StreamService, transport: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("services.stream.multiplex.MAX_HELD_BYTES", 100_000)
-    ids = [f"buoy/{number:0100}" for number in range(350)]  # 37 kB
-    async with connect(stream, transport) as client:
-        await client.open("a", now=True, ids=ids)
-        await client.open("b", now=True, ids=ids)
-        await client.create("c", now=True, ids=ids)
-        assert await client.canceled("c") == "WATCHES_TOO_LARGE"
-        await client.send(cancel={"watch_id": "a"})
-        while not (await client.next("a")).HasField("canceled"):
-            pass
-        await client.open("c", now=True, ids=ids)
+# Frames
 
 
 async def test_the_frames_are_the_json_of_the_messages(owner: Owner, stream: StreamService) -> None:
@@ -453,20 +302,6 @@ async def test_the_frames_are_the_json_of_the_messages(owner: Owner, stream: Str
         refused = await socket.receive_json(timeout=15)
         assert refused["canceled"]["status"]["code"] == 5
         assert refused["canceled"]["status"]["details"][0]["reason"] == "NOT_FOUND"
-
-
-async def test_many_watches_over_http_are_a_websocket_or_nothing(stream: StreamService) -> None:
-    async with stream.session() as session, session.get(URL) as response:
-        problem = await response.json(content_type="application/problem+json")
-        assert (response.status, problem["reason"]) == (426, "UPGRADE_REQUIRED")
-    async with stream.session(token="") as session:
-        with pytest.raises(aiohttp.WSServerHandshakeError) as raised:
-            await session.ws_connect(URL)
-    assert raised.value.status == 401
-    async with stream.session() as session:
-        with pytest.raises(aiohttp.WSServerHandshakeError) as raised:
-            await session.ws_connect(URL, headers={"origin": "https://evil.example"})
-    assert raised.value.status == 403
 
 
 # Fair, and bounded

@@ -20,7 +20,7 @@ from services.stream.webhooks import Target
 from .conftest import TIDES, MakeHooks
 from .hooks import AT_ONCE, NAME, Editor, HookService, Outcome, changes_of, is_idle
 from .owner import Owner
-from .receiver import HookReceiver, Request, reset, status
+from .receiver import Counting, HookReceiver, Request, reset, status
 
 
 async def test_what_fails_is_sent_again_with_the_same_id_and_body_until_it_is_taken(
@@ -156,23 +156,13 @@ async def test_a_receiver_that_fails_for_too_long_disables_its_webhook(
 async def test_a_receiver_that_fails_again_and_again_is_asked_by_one_request_at_a_time(
     owner: Owner, receiver: HookReceiver, editor: Editor
 ) -> None:
-    open_now = most = 0
-
-    async def fail_slowly(request: Request, writer: asyncio.StreamWriter) -> None:
-        nonlocal open_now, most
-        open_now += 1
-        most = max(most, open_now)
-        await asyncio.sleep(0.01)
-        open_now -= 1
-        await status(500)(request, writer)
-
-    receiver.behaviour = fail_slowly
+    counting = receiver.behaviour = Counting(status(500))
     await editor.create(receiver.url(), retry_policy=AT_ONCE)
     await owner.write(TIDES, {("buoy", f"b{number}"): {"depth": number} for number in range(20)})
     await editor.get_until(lambda found: found.push.consecutive_failures >= 25)
-    most = 0
+    counting.most = 0
     await receiver.wait_for(len(receiver.requests) + 5)
-    assert most == 1
+    assert counting.most == 1
     receiver.behaviour = status(204)
     await editor.get_until(is_idle)
 

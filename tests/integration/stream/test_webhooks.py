@@ -12,7 +12,7 @@ from strandline.stream.v1 import feed_pb2, webhook_pb2
 from .conftest import TIDES, MakeHooks
 from .hooks import AT_ONCE, NAME, Editor, changes_of, is_idle
 from .owner import Owner
-from .receiver import HookReceiver, Request, reset, status
+from .receiver import Counting, HookReceiver, Request, reset, status
 
 
 async def test_a_change_arrives_signed_as_the_message_of_a_feed(
@@ -123,24 +123,14 @@ async def test_all_webhooks_together_send_no_more_requests_at_a_time_than_there_
     owner: Owner, receiver: HookReceiver, make_hooks: MakeHooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.stream.webhook_pushers.MAX_REQUESTS_OF_ALL", 2)
-    open_now = most = 0
-
-    async def take_time(request: Request, writer: asyncio.StreamWriter) -> None:
-        nonlocal open_now, most
-        open_now += 1
-        most = max(most, open_now)
-        await asyncio.sleep(0.01)
-        open_now -= 1
-        await status(204)(request, writer)
-
-    receiver.behaviour = take_time
+    counting = receiver.behaviour = Counting(status(204))
     service = await make_hooks()
     await owner.write(TIDES, {("buoy", f"b{number}"): {"depth": number} for number in range(4)})
     async with service.editor() as editor:
         for number in range(4):
             await editor.create(receiver.url(), id=f"hook{number}")
         await receiver.wait_for(16)
-    assert 1 <= most <= 2
+    assert 1 <= counting.most <= 2
 
 
 async def test_a_webhook_goes_on_when_the_hub_that_it_listened_to_ends(
