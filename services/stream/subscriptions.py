@@ -264,7 +264,9 @@ class Subscriptions:
                 if bodies:
                     oldest = feed_pb2.Unit.FromString(bodies[0]).commit_time.ToDatetime(UTC)
         pushes = compiled(definition.definition).pushes
-        webhook = await self._webhooks.stored(namespace, definition.id) if pushes else None
+        webhook = None
+        if pushes:  # without a row of its own it is only validated: as it would be made
+            webhook = await self._webhooks.stored(namespace, definition.id) or webhook_store.NEW
         return Status(definition, progress, head.revision, oldest, webhook)
 
     # Repeated requests
@@ -276,9 +278,10 @@ class Subscriptions:
         return await self._again(namespace, id, answered) if answered else None
 
     async def _again(self, namespace: Namespace, id: str, answered: Answered) -> Status:
-        status = await self.get(namespace, id)
-        if status.definition.uid != answered.uid:
-            raise no_such_subscription()
+        found = store.found(await self._database.read(namespace.id, *store.select(namespace.id, id)))
+        if found is None or found[0].uid != answered.uid:
+            raise NotFound("NOT_FOUND", "the subscription that this request_id made or changed was deleted since")
+        status = await self.status(namespace, *found)
         # One that was replaced meanwhile is not shown: it does not sign any more, or not for long.
         signs = status.webhook is not None and status.webhook.secret == answered.secret
         return replace(status, secret=self._webhooks.show(answered.uid, answered.secret if signs else None))

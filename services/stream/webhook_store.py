@@ -26,6 +26,10 @@ class Webhook:
     health: Health
 
 
+NEW: Final = Webhook(b"", None, None, 0, Health())
+"""One that nothing was sent to yet, without the secret that it is to have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A webhook and the subscription that it belongs to; *definition* is a serialized ``Subscription``."""

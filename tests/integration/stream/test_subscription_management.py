@@ -119,6 +119,23 @@ async def test_a_subscription_that_cannot_be_is_refused(client: Client) -> None:
     assert not (await client.ask("ListSubscriptions", parent="namespaces/tides")).subscriptions
 
 
+async def test_who_does_not_say_where_to_begin_is_told_so_by_each_call_alike(client: Client) -> None:
+    await client.create()
+    nowhere = {"parent": "namespaces/tides", "subscription_id": "another"}
+    for call, field in (
+        (client.ask("Seek"), "start"),
+        (client.ask("Seek", start=subscription_pb2.Start()), "start"),
+        (
+            client.ask("CreateSubscription", **nowhere, subscription=subscription_pb2.Subscription()),
+            "subscription.start",
+        ),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call
+        assert (raised.value.code(), reason(raised.value)[0]) == (grpc.StatusCode.INVALID_ARGUMENT, "START_REQUIRED")
+        assert fields(raised.value) == [field]
+
+
 async def test_a_bound_is_told_as_it_is_meant(client: Client) -> None:
     await client.create()
     many = subscription_pb2.Subscription(name=NAME, max_in_flight=1001)
@@ -214,10 +231,13 @@ async def test_a_creation_that_is_repeated_answers_with_what_it_made_and_another
     assert await refused(client.ask("CreateSubscription", **request_to_create(), request_id="r2")) == taken
     assert await refused(client.ask("CreateSubscription", **request_to_create())) == taken
     await client.ask("DeleteSubscription")
-    gone = (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
-    assert await refused(client.ask("CreateSubscription", **request_to_create(), request_id="r1")) == gone
-    await client.create()
-    assert await refused(client.ask("CreateSubscription", **request_to_create(), request_id="r1")) == gone
+    for remake in (True, False):  # nor is another one of the same name what the request has made
+        with pytest.raises(grpc.aio.AioRpcError) as gone:
+            await client.ask("CreateSubscription", **request_to_create(), request_id="r1")
+        assert (gone.value.code(), reason(gone.value)[0]) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+        assert "was deleted since" in (gone.value.details() or "")
+        if remake:
+            await client.create()
 
 
 async def test_of_a_creation_that_is_under_way_twice_both_get_the_same(client: Client) -> None:
