@@ -150,10 +150,17 @@ class Editor:
         request = getattr(webhook_service_pb2, f"{method}Request")(**fields)
         return await getattr(self._webhooks, method)(request, metadata=self._metadata)
 
-    async def deliveries(self) -> list[webhook_pb2.WebhookDelivery]:
-        """What is remembered of attempts, the oldest first."""
-        answer = await self.webhooks("ListWebhookDeliveries", parent=NAME, page_size=1000)
-        return list(reversed(answer.deliveries))
+    async def deliveries(self, count: int = 0) -> list[webhook_pb2.WebhookDelivery]:
+        """What is remembered of attempts, the oldest first; once there are *count*.
+
+        An attempt is remembered a moment after what came of it: a subscription may be idle before.
+        """
+        async with asyncio.timeout(60):
+            while True:
+                answer = await self.webhooks("ListWebhookDeliveries", parent=NAME, page_size=1000)
+                if len(answer.deliveries) >= count:
+                    return list(reversed(answer.deliveries))
+                await asyncio.sleep(0.05)
 
 
 def changes_of(requests: Iterable[Request]) -> list[tuple[str, int]]:
