@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -22,6 +22,7 @@ from services.stream.selection import Selection, selection_of
 
 FIELDS: Final = frozenset({"types", "filter", "ids", "ack_deadline", "max_in_flight", "retry_policy", "push"})
 """What an owner chooses."""
+_IN_JSON: Final = {"ackDeadline": "ack_deadline", "maxInFlight": "max_in_flight", "retryPolicy": "retry_policy"}
 _OF_A_KIND: Final = frozenset({"ack_deadline", "retry_policy"})
 """What is good for workers is not for receivers of webhooks."""
 ACK_DEADLINE: Final = timedelta(seconds=10)
@@ -83,6 +84,22 @@ def settled(asked: pb.Subscription, receivers: Sequence[Receiver] = ()) -> bytes
     policy.min_backoff.FromTimedelta(least)
     policy.max_backoff.FromTimedelta(max(least, most))
     return definition.SerializeToString(deterministic=True)
+
+
+def fields_of(update_mask: Iterable[str], asked: pb.Subscription) -> Set[str]:
+    """The fields that an update takes over from *asked*: those of *update_mask*, or else those that are present.
+
+    Raises:
+        InvalidArgument: INVALID_FIELD.
+    """
+    present = {field.name for field, _ in asked.ListFields()} & FIELDS
+    fields = {_IN_JSON.get(text, text) for text in update_mask} or present
+    if "*" in fields:
+        return FIELDS
+    if unknown := fields - FIELDS:
+        known = ", ".join(sorted(FIELDS))
+        raise invalid_field("update_mask", f"{min(unknown)[:100]!r} is none of {known}, *")
+    return fields
 
 
 def updated(stored: bytes, asked: pb.Subscription, fields: Collection[str]) -> pb.Subscription:

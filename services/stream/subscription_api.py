@@ -17,7 +17,7 @@ from services.runtime.call import Call, Namespace
 from services.runtime.errors import invalid_field
 from services.runtime.page_tokens import binding_of, open_token, page_size, seal
 from services.stream.checkpoint import MAX_PARKED, Parked
-from services.stream.definitions import FIELDS, MAX_ACK_DEADLINE, MIN_ACK_DEADLINE, duration
+from services.stream.definitions import MAX_ACK_DEADLINE, MIN_ACK_DEADLINE, duration, fields_of
 from services.stream.deliveries import Deliveries
 from services.stream.parked_changes import ParkedChanges
 from services.stream.pulls import Pulls
@@ -30,7 +30,6 @@ from services.stream.webhooks import describe
 SERVICE: Final = "strandline.stream.v1.SubscriptionService"
 MAX_MESSAGES: Final = 100
 MAX_WAIT: Final = timedelta(seconds=10)
-_IN_JSON: Final = {"ackDeadline": "ack_deadline", "maxInFlight": "max_in_flight", "retryPolicy": "retry_policy"}
 State = subscription_pb2.Subscription
 
 
@@ -54,20 +53,14 @@ class SubscriptionHandlers:
     async def create_subscription(
         self, request: pb.CreateSubscriptionRequest, call: Call
     ) -> pb.CreateSubscriptionResponse:
-        namespace = _parent(request.parent, call)
-        id, asked = request.subscription_id, _request_id(request, call)
+        namespace, id, rehearsed = _parent(request.parent, call), request.subscription_id, request.validate_only
         status = await self._subscriptions.create(
-            namespace, id, request.subscription, asked, validate_only=request.validate_only
+            namespace, id, request.subscription, _request_id(request, call), validate_only=rehearsed
         )
-        answer = pb.CreateSubscriptionResponse(subscription=_rendered(namespace, status))
-        if request.validate_only:
-            for field in ("uid", "etag", "create_time", "update_time"):
-                answer.subscription.ClearField(field)
-            return answer
-        call.response_headers["location"] = f"/v1/{answer.subscription.name}"
-        self._deliveries.wake(namespace, id)
-        note(call, "made", answer.subscription.name)
-        return answer
+        if not rehearsed:
+            call.response_headers["location"] = f"/v1/{name_of(namespace, id)}"
+            self._managed(namespace, id, "made", call)
+        return pb.CreateSubscriptionResponse(subscription=_rendered(namespace, status, is_made=not rehearsed))
 
     async def get_subscription(self, request: pb.GetSubscriptionRequest, call: Call) -> pb.GetSubscriptionResponse:
         namespace, id = named(request.name, call)
@@ -91,26 +84,14 @@ class SubscriptionHandlers:
         self, request: pb.UpdateSubscriptionRequest, call: Call
     ) -> pb.UpdateSubscriptionResponse:
         namespace, id = named(request.subscription.name, call, "subscription.name")
-        present = {field.name for field, _ in request.subscription.ListFields()} & FIELDS
-        fields = {_IN_JSON.get(text, text) for text in request.update_mask} or present
-        if "*" in fields:
-            fields = set(FIELDS)
-        if unknown := fields - FIELDS:
-            known = ", ".join(sorted(FIELDS))
-            raise invalid_field("update_mask", f"{min(unknown)[:100]!r} is none of {known}, *")
-        etag, _ = call.expected_etag(request.subscription.etag)
+        asked, rehearsed = request.subscription, request.validate_only
+        fields = fields_of(request.update_mask, asked)
+        etag, _ = call.expected_etag(asked.etag)
         status = await self._subscriptions.update(
-            namespace,
-            id,
-            request.subscription,
-            fields,
-            etag,
-            _request_id(request, call),
-            validate_only=request.validate_only,
+            namespace, id, asked, fields, etag, _request_id(request, call), validate_only=rehearsed
         )
-        if not request.validate_only:
-            self._deliveries.wake(namespace, id)
-            note(call, "changed", request.subscription.name)
+        if not rehearsed:
+            self._managed(namespace, id, "changed", call)
         return pb.UpdateSubscriptionResponse(subscription=_rendered(namespace, status))
 
     async def delete_subscription(
@@ -179,16 +160,19 @@ class SubscriptionHandlers:
         namespace, id = named(request.name, call)
         keys = {_key(namespace, subject, index) for index, subject in enumerate(request.subjects)}
         replayed, parked, lost = await self._parked.replay(namespace, id, keys)
-        self._deliveries.wake(namespace, id)
-        note(call, f"replayed {replayed} parked changes of", request.name)
+        self._managed(namespace, id, f"replayed {replayed} parked changes of", call)
         return pb.ReplayParkedResponse(replayed_count=replayed, parked_count=parked, lost_count=lost)
 
     async def seek(self, request: pb.SeekRequest, call: Call) -> pb.SeekResponse:
         namespace, id = named(request.name, call)
         status = await self._subscriptions.seek(namespace, id, request.start)
-        self._deliveries.wake(namespace, id)
-        note(call, f"moved to {status.progress.group.cursor}", request.name)
+        self._managed(namespace, id, f"moved to {status.progress.group.cursor}", call)
         return pb.SeekResponse(subscription=_rendered(namespace, status))
+
+    def _managed(self, namespace: Namespace, id: str, done: str, call: Call) -> None:
+        """Let whoever delivers look at the subscription, and leave a trace of what was *done* to it."""
+        self._deliveries.wake(namespace, id)
+        note(call, done, name_of(namespace, id))
 
 
 def _parent(parent: str, call: Call) -> Namespace:
@@ -209,24 +193,26 @@ def _request_id(request: pb.CreateSubscriptionRequest | pb.UpdateSubscriptionReq
     return RequestId(call.actor, type(request).DESCRIPTOR.name, id, digest)
 
 
-def _rendered(namespace: Namespace, status: Status) -> subscription_pb2.Subscription:
+def _rendered(namespace: Namespace, status: Status, *, is_made: bool = True) -> subscription_pb2.Subscription:
+    """*status* for its readers; without what only one has that *is_made*."""
     definition, group = status.definition, status.progress.group
     message = subscription_pb2.Subscription.FromString(definition.definition)
     message.name = name_of(namespace, definition.id)
     message.state = State.ACTIVE
+    if is_made:
+        message.uid = definition.uid
+        message.etag = etag_of(definition)
+        message.create_time.FromDatetime(definition.create_time)
+        message.update_time.FromDatetime(definition.update_time)
     if status.progress.state == COMPACTED:
         message.state = State.COMPACTED
     elif group.parked >= MAX_PARKED:
         message.state = State.STALLED
-    message.etag = etag_of(definition)
-    message.create_time.FromDatetime(definition.create_time)
-    message.update_time.FromDatetime(definition.update_time)
     message.lag.revisions = max(0, status.head - group.checkpoint)
     message.lag.age.FromTimedelta(status.age)
     message.checkpoint_revision = group.checkpoint
     message.in_flight_count = group.in_flight
     message.parked_count = group.parked
-    message.uid = definition.uid
     if status.webhook is not None:
         describe(message.push, status.webhook)
         message.push.secret = status.secret
