@@ -14,15 +14,16 @@ To whoever delivers (the API's pulls, webhooks)::
     await deliveries.ack(namespace, "orders", ack_ids)            # and retry, park, extend
 
 Each of the latter returns the ack ids that came too late. All raise ``NotFound`` when there is no such subscription in
-this life of the namespace, ``FailedPrecondition`` (SUBSCRIPTION_PUSHES) when it is a webhook, but not to those who say
-that they *push*, ``Unavailable`` when the database or the log does not answer; taking and waiting also ``OutOfRange``
-(COMPACTED) when something that is to be delivered was cut from the log, until ``Seek``.
+this life of the namespace, ``FailedPrecondition`` (SUBSCRIPTION_PUSHES) when it is a webhook, but not those of
+``deliveries.for_webhooks()``, ``Unavailable`` when the database or the log does not answer; taking and waiting also
+``OutOfRange`` (COMPACTED) when something that is to be delivered was cut from the log, until ``Seek``.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from datetime import timedelta
 
 from prometheus_client import Counter
@@ -47,20 +48,25 @@ class Deliveries:
         self._database = database
         self._hubs = hubs
         self._logs = logs
+        self._pushes = False
         self._shared: dict[tuple[str, str, str], Shared] = {}
         self._on_wake: list[Callable[[str, str], None]] = []
 
+    def for_webhooks(self) -> Deliveries:
+        """The same deliveries, for who sends them to the receivers of webhooks."""
+        pushing = copy(self)  # what workers share, and who hears of a wake, is one with these
+        pushing._pushes = True
+        return pushing
+
     @asynccontextmanager
-    async def worker(
-        self, namespace: Namespace, id: str, *, share: int = 0, pushes: bool = False
-    ) -> AsyncIterator[Worker]:
+    async def worker(self, namespace: Namespace, id: str, *, share: int = 0) -> AsyncIterator[Worker]:
         """One worker, who has at most *share* deliveries at a time (0: as many as the subscription allows)."""
         hub, _ = await self._hubs.attach(namespace)
         key = (namespace.id, namespace.epoch, id)
         shared = self._shared.setdefault(key, Shared())
         shared.workers += 1
         try:
-            yield Worker(self._database, self._logs, hub, namespace, id, shared, share, pushes)
+            yield Worker(self._database, self._logs, hub, namespace, id, shared, share, pushes=self._pushes)
         finally:
             self._hubs.detach(hub)
             shared.workers -= 1
@@ -78,24 +84,18 @@ class Deliveries:
         """Call *hear* with each subscription, by namespace and id, that is woken."""
         self._on_wake.append(hear)
 
-    async def ack(self, namespace: Namespace, id: str, ack_ids: Sequence[str], *, pushes: bool = False) -> list[str]:
+    async def ack(self, namespace: Namespace, id: str, ack_ids: Sequence[str]) -> list[str]:
         """They are done."""
 
         def finish(held: Locked, ack_id: AckId) -> bool:
             return held.progress.group.finish(ack_id)
 
-        stale = await self._settle(namespace, id, ack_ids, pushes, finish)
+        stale = await self._settle(namespace, id, ack_ids, finish)
         FINISHED.inc(len(ack_ids) - len(stale))
         return stale
 
     async def retry(
-        self,
-        namespace: Namespace,
-        id: str,
-        ack_ids: Sequence[str],
-        pause: timedelta | None = None,
-        *,
-        pushes: bool = False,
+        self, namespace: Namespace, id: str, ack_ids: Sequence[str], pause: timedelta | None = None
     ) -> list[str]:
         """They failed. *pause*: before the next attempt, unless the last was made; None: as the policy has it."""
 
@@ -106,17 +106,15 @@ class Deliveries:
             wanted = backoff if pause is None else pause // timedelta(microseconds=1)
             return group.retry(ack_id, held.now + wanted, policy)
 
-        return await self._settle(namespace, id, ack_ids, pushes, retry)
+        return await self._settle(namespace, id, ack_ids, retry)
 
-    async def park(
-        self, namespace: Namespace, id: str, ack_ids: Sequence[str], reason: str, *, pushes: bool = False
-    ) -> list[str]:
+    async def park(self, namespace: Namespace, id: str, ack_ids: Sequence[str], reason: str) -> list[str]:
         """Put them aside, *reason* says why."""
 
         def park(held: Locked, ack_id: AckId) -> bool:
             return held.progress.group.park(ack_id, reason)
 
-        return await self._settle(namespace, id, ack_ids, pushes, park)
+        return await self._settle(namespace, id, ack_ids, park)
 
     async def extend(self, namespace: Namespace, id: str, ack_ids: Sequence[str], time: timedelta) -> list[str]:
         """Let the worker have them for so much *time* from now on."""
@@ -124,20 +122,15 @@ class Deliveries:
         def extend(held: Locked, ack_id: AckId) -> bool:
             return held.progress.group.extend(ack_id, held.now + time // timedelta(microseconds=1))
 
-        return await self._settle(namespace, id, ack_ids, False, extend)
+        return await self._settle(namespace, id, ack_ids, extend)
 
     async def _settle(
-        self,
-        namespace: Namespace,
-        id: str,
-        ack_ids: Sequence[str],
-        pushes: bool,
-        settle: Callable[[Locked, AckId], bool],
+        self, namespace: Namespace, id: str, ack_ids: Sequence[str], settle: Callable[[Locked, AckId], bool]
     ) -> list[str]:
         parsed = [parse_ack_id(ack_id, index) for index, ack_id in enumerate(ack_ids)]
         async with store.locked(self._database, namespace.id, id) as found:
             held = of_this_life(found, namespace)
-            check_who_takes(held, pushes=pushes)
+            check_who_takes(held, pushes=self._pushes)
             stale = [text for text, ack_id in zip(ack_ids, parsed, strict=True) if not settle(held, ack_id)]
             PARKED.inc(len(held.progress.group.newly_parked))
         if (shared := self._shared.get((namespace.id, namespace.epoch, id))) is not None:

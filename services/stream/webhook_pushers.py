@@ -58,7 +58,7 @@ class Pushers:
 
     def __init__(self, database: Database, deliveries: Deliveries, webhooks: Webhooks) -> None:
         self._database = database
-        self._deliveries = deliveries
+        self._deliveries = deliveries.for_webhooks()
         self._webhooks = webhooks
         self._room = Room(MAX_REQUESTS_OF_ALL, MAX_REQUESTS_OF_ONE)
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -110,7 +110,7 @@ class Pushers:
             target = await self._webhooks.target(namespace_id, subscription)
             if target is None or target.health.is_disabled:
                 return True
-            worker_of = self._deliveries.worker(target.namespace, subscription, share=MAX_REQUESTS, pushes=True)
+            worker_of = self._deliveries.worker(target.namespace, subscription, share=MAX_REQUESTS)
             async with worker_of as worker:
                 await _Pusher(self._webhooks, self._deliveries, self._room, worker, target).run()
             return True
@@ -277,7 +277,7 @@ class _Pusher:
             return
         delivered = [delivery.ack_id for delivery, one in sent if one.attempt.is_delivered]
         if delivered:
-            await self._deliveries.ack(self._target.namespace, self._target.subscription, delivered, pushes=True)
+            await self._deliveries.ack(self._target.namespace, self._target.subscription, delivered)
         for delivery, one in sent:
             if not one.attempt.is_delivered:
                 await self._fail(delivery, one.attempt)
@@ -292,7 +292,7 @@ class _Pusher:
         policy = compiled(self._target.definition).policy
         if delivery.delivery_attempt >= policy.max_attempts:
             reason = f"HTTP {attempt.status}" if attempt.status else Outcome.Name(attempt.outcome)
-            await self._deliveries.park(namespace, subscription, [delivery.ack_id], reason, pushes=True)
+            await self._deliveries.park(namespace, subscription, [delivery.ack_id], reason)
             return
         pause = pause_before_retry(
             delivery.delivery_attempt,
@@ -301,7 +301,7 @@ class _Pusher:
             attempt.retry_after,
             random.random(),
         )
-        await self._deliveries.retry(namespace, subscription, [delivery.ack_id], pause, pushes=True)
+        await self._deliveries.retry(namespace, subscription, [delivery.ack_id], pause)
 
     async def _end(self) -> None:
         """Give requests that are under way a moment: what they achieve shall count."""

@@ -50,6 +50,7 @@ MANY_UNITS: Final = 256
 # not done that another replica may be told of, and while there is nothing, which only a seek at another can change.
 BUSY_SECONDS: Final = 1.0
 IDLE_SECONDS: Final = 5.0
+# No shorter, lest changes that fall due one shortly after the other are a transaction each.
 LEAST_SECONDS: Final = 0.05
 # Redelivered changes lie scattered: two that are no further apart are read in one go.
 NEAR: Final = 50
@@ -113,6 +114,7 @@ class Worker:
         id: str,
         shared: Shared,
         share: int,
+        *,
         pushes: bool = False,
     ) -> None:
         self.hub = hub
@@ -156,7 +158,7 @@ class Worker:
         try:
             # They wait from their first step on: what was told before that, none of them hears.
             await asyncio.sleep(0)
-            if not self.has_news:
+            if not self._has_news:
                 left = min(seconds, self._look_at - time.monotonic())
                 await asyncio.wait(waiting, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -166,10 +168,10 @@ class Worker:
     @property
     def should_look(self) -> bool:
         """Whether there may be something to take: there is news, or it was long ago that this worker looked."""
-        return self.has_news or time.monotonic() >= self._look_at
+        return self._has_news or time.monotonic() >= self._look_at
 
     @property
-    def has_news(self) -> bool:
+    def _has_news(self) -> bool:
         """Whether there may be something to take that was not there when this worker last looked."""
         return self._is_behind or self._seen != self._news()
 

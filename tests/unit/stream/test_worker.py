@@ -26,4 +26,4 @@ async def test_a_worker_hears_what_is_told_while_it_begins_to_wait() -> None:
         asyncio.get_running_loop().call_soon(hub.append, 0, [feed_pb2.Unit(revision=1).SerializeToString()])
         async with asyncio.timeout(30):
             await worker.wait(600)
-        assert worker.has_news
+        assert worker.should_look
