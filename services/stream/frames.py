@@ -104,7 +104,7 @@ def _fits(descriptor: Descriptor, key: str, value: Any) -> bool:
     message: Message = GetMessageClass(descriptor)()
     try:
         json_format.ParseDict({key: value}, message, max_recursion_depth=_MAX_DEPTH)
-    except Exception:
+    except json_format.ParseError:  # it wraps what a conversion raises
         return False
     return True
 

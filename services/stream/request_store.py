@@ -9,10 +9,11 @@ from typing import Final
 from services.runtime.call import Namespace
 from services.runtime.database import Row, Statement
 from services.runtime.errors import InvalidArgument
+from services.runtime.request_ids import REQUEST_LIFE
 
-UPKEEP: Final = ""
-"""The id under which upkeep finds a namespace with requests to forget: no subscription has it."""
-_LIFE: Final = "interval '24 hours'"
+REQUESTS_JOB: Final = ""
+"""The id under which upkeep finds a namespace with requests to forget. It stands in the table of the subscriptions
+that are due, so that one look finds both; empty, because no subscription can have such an id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,10 @@ class Answered:
 def find(namespace: Namespace, request: RequestId) -> Statement:
     """A row for ``found`` if the request was answered."""
     return Statement(
-        f"""SELECT body_hash, uid, secret FROM subscription_requests
+        """SELECT body_hash, uid, secret FROM subscription_requests
         WHERE namespace = %s AND epoch = %s AND request_id = %s AND principal = %s AND method = %s
-            AND create_time + {_LIFE} > now()""",  # noqa: S608
-        (namespace.id, namespace.epoch, request.id, request.principal, request.method),
+            AND create_time + %s > now()""",
+        (namespace.id, namespace.epoch, request.id, request.principal, request.method, REQUEST_LIFE),
     )
 
 
@@ -63,14 +64,14 @@ def remember(
     """Remember that *request* was answered, if there is the *subscription* called *uid*."""
     return [
         Statement(
-            f"""INSERT INTO subscription_requests
+            """INSERT INTO subscription_requests
                 (namespace, epoch, request_id, principal, method, body_hash, uid, secret, create_time)
             SELECT namespace, %s, %s, %s, %s, %s, uid, %s, now() FROM subscriptions
             WHERE namespace = %s AND id = %s AND uid = %s::uuid
             ON CONFLICT (namespace, epoch, request_id, principal, method) DO UPDATE SET
                 body_hash = excluded.body_hash, uid = excluded.uid, secret = excluded.secret,
                 create_time = excluded.create_time
-            WHERE subscription_requests.create_time + {_LIFE} <= now()""",  # noqa: S608
+            WHERE subscription_requests.create_time + %s <= now()""",
             (
                 namespace.epoch,
                 request.id,
@@ -81,12 +82,13 @@ def remember(
                 namespace.id,
                 subscription,
                 uid,
+                REQUEST_LIFE,
             ),
         ),
         Statement(
-            f"""INSERT INTO subscription_upkeep (namespace, id, due_time) VALUES (%s, %s, now() + {_LIFE})
-            ON CONFLICT DO NOTHING""",  # noqa: S608
-            (namespace.id, UPKEEP),
+            """INSERT INTO subscription_upkeep (namespace, id, due_time) VALUES (%s, %s, now() + %s)
+            ON CONFLICT DO NOTHING""",
+            (namespace.id, REQUESTS_JOB, REQUEST_LIFE),
         ),
     ]
 
@@ -94,8 +96,8 @@ def remember(
 def forget(namespace: str) -> Statement:
     """Forget what was answered more than 24 hours ago. Walks what there is of *namespace*: for upkeep."""
     return Statement(
-        f"DELETE FROM subscription_requests WHERE namespace = %s AND create_time + {_LIFE} <= now()",  # noqa: S608
-        (namespace,),
+        "DELETE FROM subscription_requests WHERE namespace = %s AND create_time + %s <= now()",
+        (namespace, REQUEST_LIFE),
     )
 
 
@@ -104,5 +106,5 @@ def forget_upkeep(namespace: str) -> Statement:
     return Statement(
         """DELETE FROM subscription_upkeep WHERE namespace = %s AND id = %s
             AND NOT EXISTS (SELECT FROM subscription_requests WHERE namespace = %s)""",
-        (namespace, UPKEEP, namespace),
+        (namespace, REQUESTS_JOB, namespace),
     )

@@ -49,16 +49,12 @@ class Units(Protocol):
     ) -> tuple[Head, Sequence[bytes]]: ...
 
 
-class _Room:
-    """The bytes that a segment takes, and the segments that it is kept among, if it is.
-
-    ``views`` are its units for filters, by revision: parsed once, wherever in the segment a reader begins.
-    """
+class _Footprint:
+    """The bytes that a segment takes, and the segments that it is kept among, if it is."""
 
     def __init__(self, taken: int) -> None:
         self.taken = taken
         self.among: Segments | None = None
-        self.views: dict[int, UnitView] = {}
 
     def grow(self, taken: int) -> None:
         self.taken += taken
@@ -71,7 +67,9 @@ class _Rest(UnitsMessage):
 
     def __init__(self, segment: Segment, after: int) -> None:
         super().__init__(segment.epoch, after, segment.revision, segment.units[after - segment.after :])
-        self._room = segment.room  # and not the segment, which would then hold itself
+        # And not the segment, which would then hold itself.
+        self._footprint = segment.footprint
+        self._parsed = segment.views
         self._taken = 0
 
     @cached_property
@@ -85,26 +83,26 @@ class _Rest(UnitsMessage):
         fresh = [unit for unit in self.units if "json" not in vars(unit)]
         made = super().json
         self._take(2 * len(made))
-        self._room.grow(sum(len(unit.json) for unit in fresh))  # of the units, which stay
+        self._footprint.grow(sum(len(unit.json) for unit in fresh))  # of the units, which stay
         return made
 
     @cached_property
     def views(self) -> list[UnitView]:
-        views = self._room.views
+        views = self._parsed
         for revision, unit in enumerate(self.units, self.after + 1):
             if revision not in views:
                 views[revision] = UnitView(unit.body)
-                self._room.grow(_VIEWED * len(unit.body))
+                self._footprint.grow(_VIEWED * len(unit.body))
         return [views[revision] for revision in range(self.after + 1, self.revision + 1)]
 
     def leave(self) -> None:
         """Be kept no longer: only those who read it now hold it."""
-        self._room.grow(-self._taken)
-        self._room = _Room(0)
+        self._footprint.grow(-self._taken)
+        self._footprint, self._parsed = _Footprint(0), {}
 
     def _take(self, taken: int) -> None:
         self._taken += taken
-        self._room.grow(taken)
+        self._footprint.grow(taken)
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -112,16 +110,18 @@ class Segment:
     """The units ``(after, revision]``; *seen*: everything committed up to there had its effect on them.
 
     ``end`` is where the segment ends once it is full. Until then it ends at the head as it was, or it is only begun:
-    not *whole*, and not to be shown.
+    not *whole*, and not to be shown. ``views`` are its units for filters, by revision: parsed once, wherever in the
+    segment a reader begins.
     """
 
     epoch: str
     after: int
     end: int
     units: Sequence[LogUnit]
-    room: _Room
+    footprint: _Footprint
     seen: int
     whole: bool
+    views: dict[int, UnitView] = field(default_factory=dict)
     _batches: dict[int, _Rest] = field(default_factory=dict)
 
     @property
@@ -243,7 +243,9 @@ class Segments:
         """Remember *block*, which begins with *units*, as a segment or as too large and the segment it begins with."""
         size = sum(len(unit.body) for unit in units)
         if is_all and (size <= MAX_BYTES or block.size == 1):
-            return self._put(block, Segment(block.hub.epoch, after, block.end, units, _Room(size), seen, whole=True))
+            return self._put(
+                block, Segment(block.hub.epoch, after, block.end, units, _Footprint(size), seen, whole=True)
+            )
         self._put(block, None)
         half = _Block(block.hub, block.after, block.size // 2)
         own = max(0, half.end - after)
@@ -251,8 +253,10 @@ class Segments:
             self._keep(half, after, units[:own], seen, is_all or len(units) >= own)
         other = _Block(block.hub, half.end, half.size)
         if units[own:] and other not in self._kept:
-            room = _Room(sum(len(unit.body) for unit in units[own:]))
-            self._put(other, Segment(block.hub.epoch, after + own, other.end, units[own:], room, seen, whole=False))
+            footprint = _Footprint(sum(len(unit.body) for unit in units[own:]))
+            self._put(
+                other, Segment(block.hub.epoch, after + own, other.end, units[own:], footprint, seen, whole=False)
+            )
         return None
 
     def grow(self, taken: int) -> None:
@@ -265,7 +269,7 @@ class Segments:
         self._drop(block)
         self._kept[block] = segment
         if segment is not None:
-            segment.room.among = self
+            segment.footprint.among = self
         self.grow(_cost(segment))
         return segment
 
@@ -273,7 +277,7 @@ class Segments:
         if block in self._kept:
             segment = self._kept.pop(block)
             if segment is not None:
-                segment.room.among = None
+                segment.footprint.among = None
             self.held_bytes -= _cost(segment)
 
 
@@ -286,4 +290,4 @@ def _blocks_around(hub: Hub, cursor: int) -> Iterator[_Block]:
 
 
 def _cost(segment: Segment | None) -> int:
-    return _ENTRY_BYTES + (segment.room.taken if segment else 0)
+    return _ENTRY_BYTES + (segment.footprint.taken if segment else 0)

@@ -33,14 +33,17 @@ LAG_SECONDS = Gauge(
 )
 
 PERIOD_SECONDS: Final = 60.0
+"""How often a subscription is looked after."""
 PAUSE_SECONDS: Final = 5.0
+"""How long to wait when little was due."""
 AT_ONCE: Final = 100
+"""Subscriptions that one look finds."""
 FORGET_SECONDS: Final = 3600.0
 """How often to look whether requests can be forgotten, where there are any."""
-# A lease that says the same as before is renewed so often; it lasts a week.
 RENEW_SECONDS: Final = 3600.0
-# What the copy of access rules does not know may have been made a moment ago.
+"""How often a lease that says the same as before is renewed; it lasts a week."""
 SETTLED: Final = timedelta(seconds=60)
+"""What the copy of access rules does not know may have been made so short a time ago."""
 
 
 class Lives(Protocol):
@@ -87,7 +90,7 @@ class SubscriptionUpkeep:
         return len(due)
 
     async def _look_after(self, namespace_id: str, id: str) -> None:
-        if id == request_store.UPKEEP:
+        if id == request_store.REQUESTS_JOB:
             await self._forget_requests(namespace_id)
             return
         claim = store.claim(namespace_id, id, PERIOD_SECONDS)
@@ -112,7 +115,7 @@ class SubscriptionUpkeep:
         await store.in_transaction(
             self._database,
             namespace_id,
-            store.claim(namespace_id, request_store.UPKEEP, FORGET_SECONDS),
+            store.claim(namespace_id, request_store.REQUESTS_JOB, FORGET_SECONDS),
             request_store.forget(namespace_id),
             request_store.forget_upkeep(namespace_id),
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 
 import pytest
 from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import given
 from hypothesis import strategies as st
 from strandline.stream.v1.stream_service_pb2 import WatchManyRequest
@@ -18,6 +20,30 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=3), inner, max_size=3),
     max_leaves=8,
 )
+
+# What looks like a number, a duration or a time, and what is no text at all.
+TEXTS = st.text(alphabet="0123456789.:+-eTZsx\u0663\ud800\0", max_size=30)
+Leaf = tuple[list[str], FieldDescriptor]
+
+
+def leaves(descriptor: Descriptor, path: Sequence[str] = ()) -> Iterator[Leaf]:
+    """The fields of the message at *path*, and of those in it, that hold no message of ours."""
+    for field in descriptor.fields:
+        here = [*path, field.name]
+        if field.message_type and field.message_type.file.package == descriptor.file.package:
+            yield from leaves(field.message_type, here)
+        else:
+            yield here, field
+
+
+FIELDS = list(leaves(WatchManyRequest.DESCRIPTOR))
+
+
+def frame(path: Sequence[str], value: object) -> str:
+    """A frame with *value* at *path*."""
+    for name in reversed(path):
+        value = {name: value}
+    return json.dumps(value)
 
 
 @given(JSON.map(json.dumps) | st.text(max_size=30))
@@ -69,6 +95,22 @@ def test_what_misfits_is_named_by_its_path_with_the_watch_that_it_is_about(
     misfit = parse_frame(text)
     assert isinstance(misfit, Misfit)
     assert (misfit.watch_id, misfit.error.violations[0].field) == expected
+
+
+def test_every_field_says_what_it_must_be() -> None:
+    for (*outer, last), field in FIELDS:
+        wrong = [{"no": "value"}] if field.is_repeated else {"no": "value"}
+        misfit = parse_frame(frame([*outer, last], wrong))
+        assert isinstance(misfit, Misfit)
+        (violation,) = misfit.error.violations
+        assert violation.field.partition("[")[0] == ".".join([*outer, last])
+        assert violation.message.startswith("must be ")
+
+
+@given(st.sampled_from(FIELDS), JSON | TEXTS | st.lists(TEXTS, max_size=2))
+def test_whatever_a_field_is_given_is_taken_or_refused(leaf: Leaf, value: object) -> None:
+    read = parse_frame(frame(leaf[0], value))
+    assert isinstance(read, WatchManyRequest) or read.error.reason in ("INVALID_FIELD", "UNKNOWN_FIELD")
 
 
 def test_names_may_be_written_in_both_ways() -> None:
