@@ -35,7 +35,11 @@ end
 -- A fraction of a second as protobuf takes it: nothing, or a point and up to nine digits.
 local function is_fraction(text) return text == "" or #text <= 10 and string.find(text, "^%.%d+$") ~= nil end
 
+-- Longer is no time and no duration.
+local MAX_MOMENT = 64
+
 local function is_time(text)
+  if #text > MAX_MOMENT then return false end
   local form = "^(%d%d%d%d)%-(%d%d)%-(%d%d)T(%d%d):(%d%d):(%d%d)([%d.]*)(.*)$"
   local year, month, day, hour, minute, second, fraction, zone = string.match(text, form)
   if year == nil or not is_fraction(fraction) then return false end
@@ -51,6 +55,7 @@ end
 local MAX_SECONDS = 315576000000
 
 local function is_duration(text)
+  if #text > MAX_MOMENT then return false end -- what two parts of a pattern can both take, takes the square of its length
   local seconds, fraction = string.match(text, "^%-?(%d+)([%d.]*)s$")
   return seconds ~= nil and is_fraction(fraction) and #seconds < 20 and tonumber(seconds) <= MAX_SECONDS
 end

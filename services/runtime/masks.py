@@ -14,6 +14,7 @@ from services.runtime.filters.ast import Path
 from services.runtime.filters.paths import PATH_PATTERN, parse_path
 
 _PATH: Final = re.compile(PATH_PATTERN, re.DOTALL)
+MAX_PATH_CHARACTERS: Final = 4096
 EVERYTHING: Final[tuple[Path, ...]] = ((),)
 """The mask of all content."""
 
@@ -31,6 +32,8 @@ def parse_mask(mask: Sequence[str], field: str) -> tuple[Path, ...]:
             raise invalid_field(field, "* stands alone")
         return EVERYTHING
     for text in mask:
+        if len(text) > MAX_PATH_CHARACTERS:
+            raise invalid_field(field, f"a path has at most {MAX_PATH_CHARACTERS} characters")
         if not _PATH.fullmatch(text):
             raise invalid_field(field, f"expected data.<name>, found {text[:100]!r}{no_commas(text)}")
     return tuple(parse_path(text, field=field) for text in mask)

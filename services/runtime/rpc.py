@@ -249,8 +249,8 @@ def _violations(error: errors.Error, room: int) -> Iterator[error_details_pb2.Ba
 
 def _clip(text: str, limit: int) -> str:
     """*text*, or its beginning: at most *limit* bytes of UTF-8."""
-    raw = text.encode()
-    return text if len(raw) <= limit else raw[: limit - 3].decode(errors="ignore") + "…"
+    raw = text.encode(errors="replace")  # what a caller sent may hold half a surrogate pair
+    return raw.decode() if len(raw) <= limit else raw[: limit - 3].decode(errors="ignore") + "…"
 
 
 def _clip_message(text: str) -> str:

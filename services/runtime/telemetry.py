@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from bisect import bisect_left
@@ -76,7 +77,10 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
-        return orjson.dumps(line).decode()
+        try:
+            return orjson.dumps(line).decode()
+        except TypeError:  # half a surrogate pair, out of a caller's text
+            return json.dumps(line)
 
 
 def configure_logging(service: str, level: str = "INFO") -> None:
@@ -85,6 +89,8 @@ def configure_logging(service: str, level: str = "INFO") -> None:
     handler.setFormatter(JsonFormatter(service))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # its remarks on how libraries close TLS help nobody
+    # Its own refusals repeat what was sent. What our handlers raise never comes to it.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     logging.getLogger("nats").setLevel(logging.ERROR)  # its reconnect attempts are reported by our own callbacks
 
 

@@ -17,6 +17,8 @@ from services.runtime.errors import InvalidArgument, Violation, invalid_field
 
 # A request is a few levels deep; anything deeper is none.
 _MAX_DEPTH = 20
+# No list in it may have more elements: each is looked at when one of them does not fit.
+_MAX_ELEMENTS = 1000
 _KINDS = {
     FieldDescriptor.CPPTYPE_BOOL: "true or false",
     FieldDescriptor.CPPTYPE_INT64: "a 64-bit integer",
@@ -52,9 +54,14 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise invalid_field(key[:100], "is given twice")
+            raise invalid_field(_shown(key), "is given twice")
         found[key] = value
     return found
+
+
+def _shown(key: str) -> str:
+    """*key* as an answer can hold it: JSON lets half a surrogate pair stand alone."""
+    return key[:100].encode(errors="replace").decode()
 
 
 def _watch_id_of(asked: Any) -> str:
@@ -77,7 +84,7 @@ def _faults(asked: Any, descriptor: Descriptor, path: str) -> Iterator[InvalidAr
     for key, value in asked.items():
         field = fields.get(key)
         if field is None:
-            name = f"{path}{key[:100]}"
+            name = f"{path}{_shown(key)}"
             yield InvalidArgument(
                 "UNKNOWN_FIELD", f"there is no field {name!r}", violations=[Violation(name, "is not known")]
             )
@@ -90,6 +97,8 @@ def _faults(asked: Any, descriptor: Descriptor, path: str) -> Iterator[InvalidAr
         if field.message_type and field.message_type.file.package == descriptor.file.package:
             if value is not None:
                 yield from _faults(value, field.message_type, f"{name}.")
+        elif isinstance(value, list) and len(value) > _MAX_ELEMENTS:
+            yield invalid_field(name, f"must have at most {_MAX_ELEMENTS} elements")
         elif not _fits(descriptor, key, value):
             if not field.is_repeated:
                 yield invalid_field(name, f"must be {_kind_of(field)}")

@@ -42,6 +42,8 @@ NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
 # Nothing that the WebSocket client of one feed says is of use; more than this at once is no client of ours.
 MAX_CLIENT_MESSAGE = 4096
+# More than the edge lets through, whose refusal says what is wrong; the HTTP library's own repeats what was sent.
+MAX_HEADER_BYTES = 128 * 1024
 _STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no", "x-content-type-options": "nosniff"}
 # To be kept by the reader alone, and asked about before each use.
 _PAGE_HEADERS = {"cache-control": "private, no-cache", "vary": "authorization", "x-content-type-options": "nosniff"}
@@ -69,7 +71,14 @@ class HttpPort:
         app.router.add_get("/v1/namespaces/{namespace:[^/:]+}/members:watch", self._watch_members, allow_head=False)
         app.router.add_get("/v1/namespaces/{namespace:[^/:]+}/changes", self._page, allow_head=False)
         # A reader that goes away takes its feed with it at once.
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=2)
+        self._runner = web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=2,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+        )
 
     async def start(self, address: str) -> None:
         """Listen on *address*, ``unix:/path`` or ``127.0.0.1:port``."""
@@ -240,6 +249,7 @@ async def _requests(socket: web.WebSocketResponse) -> AsyncIterator[WatchManyReq
             yield parse_frame(frame.data)
         elif frame.type is WSMsgType.BINARY:
             yield Misfit(invalid_field("request", "must be one WatchManyRequest as JSON, in a text frame"))
+        await asyncio.sleep(0)  # frames that came together are read without a turn for anybody else
 
 
 async def _send_many(socket: web.WebSocketResponse, connection: Connection) -> None:

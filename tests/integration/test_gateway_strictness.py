@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -251,6 +252,15 @@ async def test_three_megabytes_of_base64_are_checked_in_passing(stack: Stack) ->
 )
 async def test_no_body_within_the_limit_keeps_the_edge_busy_for_long(stack: Stack, value: str) -> None:
     assert await seconds(stack, f'{{"writes":[{{"create":{{"name":"n","data":{{"a":{value}}}}}}}]}}') < 5
+
+
+@pytest.mark.parametrize("field", ["ackDeadline", "createTime", "maxInFlight", "state", "uid"])
+@pytest.mark.parametrize("text", ["1" * 3_000_000, "-" + "1." * 1_500_000, "2026-01-01T00:00:00" + "." * 3_000_000])
+async def test_no_scalar_keeps_the_edge_busy_however_long_it_is(stack: Stack, field: str, text: str) -> None:
+    # A cost that grows with the square takes hours.
+    async with asyncio.timeout(30):
+        reply = await stack.call("POST", "/v1/namespaces/demo/subscriptions", {field: text})
+    assert reply.status in (200, 400)
 
 
 async def seconds(stack: Stack, body: str) -> float:

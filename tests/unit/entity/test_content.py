@@ -74,7 +74,8 @@ def test_masks_are_paths_in_data() -> None:
     assert parse_mask(["data.a.`odd key`"], "m") == (("a", "odd key"),)
     assert parse_mask(["*"], "m") == parse_mask(["data"], "m") == EVERYTHING
     assert parse_mask([], "m") == ()
-    for wrong in (["a"], ["*", "data.a"], ["data.a "], ["data.`"]):
+    assert parse_mask(["data." + "a" * 4091], "m")
+    for wrong in (["a"], ["*", "data.a"], ["data.a "], ["data.`"], ["data." + "a" * 4092]):
         with pytest.raises(InvalidArgument):
             parse_mask(wrong, "m")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+
 from prometheus_client import generate_latest
 
 from services.runtime import telemetry
@@ -22,6 +25,13 @@ def test_calls_are_counted_by_outcome_and_their_seconds_in_cumulated_buckets() -
     assert f'strandline_rpc_seconds_bucket{{le="+Inf",{method}}} 4.0' in lines
     assert f"strandline_rpc_seconds_count{{{method}}} 4.0" in lines
     assert f"strandline_rpc_seconds_sum{{{method}}} 20.3009" in lines
+
+
+def test_any_text_of_a_caller_makes_one_line_of_json() -> None:
+    record = logging.LogRecord("tests", logging.WARNING, "", 0, "no field %r: %s", ("a\nb", "\ud800"), None)
+    line = telemetry.JsonFormatter("tests").format(record)
+    assert "\n" not in line
+    assert json.loads(line)["message"] == "no field 'a\\nb': \ud800"
 
 
 def test_two_observers_of_one_method_count_together() -> None:

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strandline.stream.v1.stream_service_pb2 import WatchManyRequest
 
+from services.runtime.rpc import status_of_error
 from services.stream.frames import Misfit, parse_frame
 
 NAMES = st.sampled_from(["create", "cancel", "progress", "refresh", "watchId", "watch_id", "watch", "now", "afterTime"])
+TEXTS = st.text(st.characters(exclude_categories=[]), max_size=5)  # halves of surrogate pairs as well
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=3), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | TEXTS, inner, max_size=3),
     max_leaves=8,
 )
 
@@ -53,6 +55,7 @@ def test_any_frame_is_a_request_or_refused_as_an_invalid_argument(text: str) -> 
         assert read.error.reason in ("INVALID_FIELD", "UNKNOWN_FIELD")
         assert read.error.violations
         assert "google" not in read.error.message
+        assert status_of_error(read.error).SerializeToString()
     else:
         assert parse_frame(json_format.MessageToJson(read)) == read
 
@@ -82,6 +85,9 @@ MISFITS = {
     '{"subscribe": {}}': ("", "subscribe"),
     '{"cancel": {"watchId": "a"}, "progress": {"watchId": "a"}}': ("", "progress"),
     '{"cancel": {"watchId": "a", "watchId": "b"}}': ("", "watchId"),
+    '{"create": {"watchId": "a", "\\ud800": 1}}': ("a", "create.?"),
+    '{"\\ud800": 1, "\\ud800": 2}': ("", "?"),
+    '{"create": {"watchId": "a", "watch": {"ids": [%s7]}}}' % ('"",' * 1001): ("a", "create.watch.ids"),
     "[1]": ("", "request"),
     "{": ("", "request"),
     "[" * 60_000: ("", "request"),
