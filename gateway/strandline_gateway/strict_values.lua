@@ -69,8 +69,8 @@ end
 local function value_fault(field, text)
   local range = INTEGERS[field.format]
   if range ~= nil then return not is_integer(text, range) and range.message or nil end
-  if field.format == "time" then return not is_time(text) and "must be an RFC 3339 time" or nil end
-  if field.format == "duration" then return not is_duration(text) and "must be in seconds, like 2.5s" or nil end
+  if field.format == "time" then return not is_time(text) and "must be a time like 2026-01-31T12:00:00Z" or nil end
+  if field.format == "duration" then return not is_duration(text) and "must be a duration in seconds like 2.5s" or nil end
   if field.format == "enum" then return not is_enum(text, field.enum.names) and field.enum.message or nil end
   return nil
 end

@@ -102,7 +102,7 @@ def _parse_duration(request: Message, name: str, value: str) -> None:
     try:
         duration.FromJsonString(value)
     except ValueError:
-        raise invalid_field(name, "must be a duration like 2.5s") from None
+        raise invalid_field(name, "must be a duration in seconds like 2.5s") from None
     getattr(request, name).CopyFrom(duration)
 
 
