@@ -17,7 +17,11 @@ _COMPLETED = "COMPLETED"
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Exactly one of the five; ``epoch`` goes with ``after_revision``."""
+    """Exactly one of the five; ``epoch`` goes with ``after_revision``.
+
+    Raises:
+        ValueError: none of them, more than one, or an ``epoch`` without ``after_revision``.
+    """
 
     now: bool = False
     after_revision: int | None = None
@@ -25,6 +29,20 @@ class Start:
     snapshot: bool = False
     after_time: datetime | None = None
     resume_token: str = ""
+
+    def __post_init__(self) -> None:
+        places = {
+            "now": self.now,
+            "after_revision": self.after_revision is not None,
+            "snapshot": self.snapshot,
+            "after_time": self.after_time is not None,
+            "resume_token": bool(self.resume_token),
+        }
+        given = [name for name, is_given in places.items() if is_given]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(places)}: got {' and '.join(given) or 'none'}")
+        if self.epoch and self.after_revision is None:
+            raise ValueError("epoch goes with after_revision, and with nothing else")
 
     @property
     def resumes(self) -> bool:
