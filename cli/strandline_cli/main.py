@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -328,6 +329,7 @@ def watch(
                 filter=filter_,
                 as_json=as_json,
                 write=_flushed,
+                tell=partial(typer.echo, err=True),
             )
 
     try:

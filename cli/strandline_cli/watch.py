@@ -24,6 +24,7 @@ async def run_watch(
     filter: str = "",
     as_json: bool = False,
     write: Callable[[str], None],
+    tell: Callable[[str], None],
 ) -> None:
     """Write what happens in *namespace* until cancelled, line by line.
 
@@ -32,14 +33,26 @@ async def run_watch(
         snapshot: begin with all that there is, instead.
         once: stop where the log was at the beginning.
         write: takes one line without its end.
+        tell: takes a line about the connection: once when it is lost, once when it is back.
 
     Raises:
         ApiError, FeedEnded: the platform refused, or ended the feed for good.
     """
     start = Start(snapshot=True) if snapshot else Start(now=True) if after is None else Start(after_revision=after)
-    feed = client.feed_http(namespace, start, transport="ndjson", once=once, types=types, filter=filter)
+    is_lost = False
+
+    def lost() -> None:
+        nonlocal is_lost
+        if not is_lost:
+            tell("connection lost, trying again")
+        is_lost = True
+
+    feed = client.feed_http(namespace, start, transport="ndjson", once=once, types=types, filter=filter, on_lost=lost)
     async with aclosing(feed) as messages:
         async for message in messages:
+            if is_lost:
+                tell("connected again")
+                is_lost = False
             for line in [json.dumps(message)] if as_json else _lines(message):
                 write(line)
 

@@ -156,9 +156,12 @@ class Client:
         transport: Transport,
         once: bool = False,
         recording: Recording | None = None,
+        on_lost: Callable[[], None] | None = None,
         **selection: Unpack[SelectionArguments],
     ) -> AsyncGenerator[JsonMessage, None]:
         """The same over HTTP. Messages are JSON objects as the contract describes them.
+
+        *on_lost* is called whenever a connection is lost and another is tried; the next message shows that it is back.
 
         Raises:
             ValueError: the client was made without ``rest``, or there is no such transport.
@@ -192,7 +195,9 @@ class Client:
                     recording.refused(failure.reason)
                 raise await self._credentials.judge(failure, metadata) from failure
 
-        return self._follow(connect, http_watching.look, start, is_everything=selects_everything(selection))
+        return self._follow(
+            connect, http_watching.look, start, is_everything=selects_everything(selection), on_lost=on_lost
+        )
 
     def _follow(
         self,
@@ -201,8 +206,9 @@ class Client:
         start: Start,
         *,
         is_everything: bool,
+        on_lost: Callable[[], None] | None = None,
     ) -> AsyncGenerator[T, None]:
-        return follow(connect, look, Position(start, is_everything), self._patience, self.counters)
+        return follow(connect, look, Position(start, is_everything), self._patience, self.counters, on_lost)
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:

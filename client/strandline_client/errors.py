@@ -40,7 +40,8 @@ class ApiError(Exception):
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.reason or self.code}: {self.message}"
+        head = self.metadata.get("head_revision")  # of FUTURE_REVISION: what there is instead
+        return f"{self.reason or self.code}: {self.message}{f' (head_revision {head})' if head else ''}"
 
 
 @dataclass(eq=False)

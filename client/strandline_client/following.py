@@ -11,12 +11,14 @@ from typing import TypeVar
 
 from strandline_client.errors import LOST, ApiError, FeedEnded, FeedViolation
 from strandline_client.position import Position, Seen, Start
-from strandline_client.retry import Backoff
+from strandline_client.retry import Backoff, is_final
 
 T = TypeVar("T")
 
 # The server sends something every 5 seconds: a longer silence is a broken connection, whatever TCP says.
 SILENCE_SECONDS = 15.0
+# Ends after which the next connection is there at once.
+_ANNOUNCED = frozenset({"DRAINING", "TOKEN_EXPIRED"})
 
 
 @dataclass
@@ -35,6 +37,7 @@ async def follow(
     position: Position,
     patience: float | None,
     counters: FeedCounters,
+    on_lost: Callable[[], None] | None = None,
 ) -> AsyncGenerator[T, None]:
     """Yield every message once, verified, across breaks of the connection. Returns when a finite feed is complete.
 
@@ -42,12 +45,19 @@ async def follow(
         connect: one connection from a start; raises ``ApiError`` when it breaks or is refused, returns when it is cut.
         look: what a message says about itself.
         patience: seconds without any message after which the last failure is raised; None: never.
+        on_lost: called before each new try but those that a server has announced.
 
     Raises:
         FeedViolation, FeedEnded: see there.
         ApiError: refused for good, or nothing came for *patience* seconds.
     """
     backoff = Backoff(patience)
+
+    async def wait(failure: ApiError) -> None:
+        if on_lost is not None and failure.reason not in _ANNOUNCED and not is_final(failure):
+            on_lost()
+        await backoff.wait(failure)
+
     while True:
         counters.connections += 1
         try:
@@ -67,6 +77,6 @@ async def follow(
         except ApiError as failure:
             if failure.reason in LOST:
                 raise FeedEnded(failure.reason, failure.message, position.epoch, position.revision) from failure
-            await backoff.wait(failure)
+            await wait(failure)
         except (StopAsyncIteration, TimeoutError):
-            await backoff.wait(ApiError("UNAVAILABLE", "", "the connection was lost"))
+            await wait(ApiError("UNAVAILABLE", "", "the connection was lost"))

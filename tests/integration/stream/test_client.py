@@ -126,6 +126,7 @@ async def test_a_refusal_reaches_the_caller_at_once(replica: Replica, transport:
             await revisions(client, transport, Start(after_revision=1000), 1000)
     assert raised.value.code in ("FAILED_PRECONDITION", "INVALID_ARGUMENT")
     assert raised.value.reason == "FUTURE_REVISION"
+    assert "head_revision 0" in str(raised.value)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -175,7 +176,7 @@ async def test_the_watch_command_prints_a_line_per_change(owner: Owner, replica:
         await owner.write(TIDES, {("buoy", "a"): data})
     printed: asyncio.Queue[str] = asyncio.Queue()
     async with replica.client() as client:
-        command = asyncio.create_task(run_watch(client, "tides", after=0, write=printed.put_nowait))
+        command = asyncio.create_task(run_watch(client, "tides", after=0, write=printed.put_nowait, tell=print))
         lines = [(await asyncio.wait_for(printed.get(), 5)).split(maxsplit=4) for _ in range(3)]
         command.cancel()
         await asyncio.gather(command, return_exceptions=True)
@@ -184,6 +185,27 @@ async def test_the_watch_command_prints_a_line_per_change(owner: Owner, replica:
         ("2", "UPDATED", "buoy/a", 'text="flood"'),
         ("3", "DELETED", "buoy/a"),
     ]
+
+
+async def test_the_watch_command_tells_once_when_its_connection_is_lost_and_when_it_is_back(
+    owner: Owner, replica: Replica
+) -> None:
+    await owner.put(TIDES, "a", n=1)
+    printed: asyncio.Queue[str] = asyncio.Queue()
+    told: asyncio.Queue[str] = asyncio.Queue()
+    async with replica.client() as client:
+        command = asyncio.create_task(
+            run_watch(client, "tides", after=0, write=printed.put_nowait, tell=told.put_nowait)
+        )
+        await asyncio.wait_for(printed.get(), 30)
+        await replica.service.break_off()
+        assert await asyncio.wait_for(told.get(), 30) == "connection lost, trying again"
+        await owner.put(TIDES, "a", n=2)
+        await replica.start()
+        assert (await asyncio.wait_for(printed.get(), 30)).endswith("n=2")
+        command.cancel()
+        await asyncio.gather(command, return_exceptions=True)
+    assert (told.get_nowait(), told.empty()) == ("connected again", True)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -213,7 +235,7 @@ async def test_the_watch_command_begins_with_what_there_is(owner: Owner, replica
     await owner.put(TIDES, "a", n=1)
     printed: asyncio.Queue[str] = asyncio.Queue()
     async with replica.client() as client:
-        command = asyncio.create_task(run_watch(client, "tides", snapshot=True, write=printed.put_nowait))
+        command = asyncio.create_task(run_watch(client, "tides", snapshot=True, write=printed.put_nowait, tell=print))
         lines = [(await asyncio.wait_for(printed.get(), 15)).split(maxsplit=4)]
         await owner.put(TIDES, "a", n=2)
         lines.append((await asyncio.wait_for(printed.get(), 15)).split(maxsplit=4))

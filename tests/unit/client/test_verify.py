@@ -196,6 +196,46 @@ async def test_a_position_that_is_refused_as_lost_ends_the_feed_with_where_it_wa
     assert raised.value.position_is_lost
 
 
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        ({}, "exactly one of now, after_revision, snapshot, after_time, resume_token: got none"),
+        ({"now": True, "snapshot": True}, "got now and snapshot"),
+        ({"after_revision": 0, "resume_token": "t"}, "got after_revision and resume_token"),
+        ({"now": True, "epoch": "e"}, "epoch goes with after_revision"),
+    ],
+)
+def test_a_start_is_exactly_one_place(places: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Start(**places)
+
+
+async def test_a_connection_is_told_as_lost_when_another_is_tried_unasked() -> None:
+    breaks = [
+        None,
+        ApiError("UNAVAILABLE", "", "no connection"),
+        ApiError("UNAVAILABLE", "DRAINING", "announced"),
+        ApiError("NOT_FOUND", "NOT_FOUND", "for good"),
+    ]
+    told: list[int] = []
+
+    async def connect(start: Start) -> AsyncGenerator[Seen, None]:
+        failure = breaks.pop(0)
+        yield Seen(0, 0, "e")
+        if failure is not None:
+            raise failure
+
+    def lost() -> None:
+        told.append(len(breaks))
+
+    with pytest.raises(ApiError, match="for good"):
+        async for _ in follow(
+            connect, lambda seen: seen, Position(Start(after_revision=0), True), 30, FeedCounters(), lost
+        ):
+            pass
+    assert told == [3, 2]
+
+
 async def test_the_id_of_an_event_is_known_before_its_message_is_given_away() -> None:
     asked: list[str | None] = []
 
