@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from strandline.stream.v1 import subscription_pb2 as pb
 
 from services.runtime.errors import InvalidArgument, invalid_field, within
@@ -22,7 +23,19 @@ from services.stream.selection import Selection, selection_of
 
 FIELDS: Final = frozenset({"types", "filter", "ids", "ack_deadline", "max_in_flight", "retry_policy", "push"})
 """What an owner chooses."""
-_IN_JSON: Final = {"ackDeadline": "ack_deadline", "maxInFlight": "max_in_flight", "retryPolicy": "retry_policy"}
+PARTS: Final = frozenset({"push.endpoint", "push.disable_after"})
+"""What an update may also choose by itself."""
+OUTPUT: Final = (
+    frozenset(field.name for field in pb.Subscription.DESCRIPTOR.fields) - FIELDS - {"name", "etag", "start"}
+)
+"""What only the service sets."""
+_IN_JSON: Final = {
+    "ackDeadline": "ack_deadline",
+    "maxInFlight": "max_in_flight",
+    "retryPolicy": "retry_policy",
+    "push.disableAfter": "push.disable_after",
+}
+_INSTEAD: Final = {"checkpoint_revision": ": use :seek", "push.state": ": use :enableWebhook"}
 _OF_A_KIND: Final = frozenset({"ack_deadline", "retry_policy"})
 """What is good for workers is not for receivers of webhooks."""
 ACK_DEADLINE: Final = timedelta(seconds=10)
@@ -62,6 +75,8 @@ def settled(asked: pb.Subscription, receivers: Sequence[Receiver] = ()) -> bytes
     attempts, least, most = MAX_ATTEMPTS, MIN_BACKOFF, MAX_BACKOFF
     if asked.HasField("push"):
         parse_endpoint(asked.push.endpoint, receivers, "subscription.push.endpoint")
+        if asked.push.secret:
+            raise invalid_field("subscription.push.secret", "is made by the service alone: use :rotateSecret")
         definition.push.endpoint = asked.push.endpoint
         disable_after = asked.push.disable_after
         definition.push.disable_after.FromTimedelta(
@@ -89,17 +104,32 @@ def settled(asked: pb.Subscription, receivers: Sequence[Receiver] = ()) -> bytes
 def fields_of(update_mask: Iterable[str], asked: pb.Subscription) -> Set[str]:
     """The fields that an update takes over from *asked*: those of *update_mask*, or else those that are present.
 
+    What only the service sets is ignored in a subscription that was read, changed and is sent back, which its ``uid``
+    tells: comparing it would fail whoever was overtaken by a delivery. Elsewhere it is a mistake.
+
     Raises:
         InvalidArgument: INVALID_FIELD.
     """
-    present = {field.name for field, _ in asked.ListFields()} & FIELDS
-    fields = {_IN_JSON.get(text, text) for text in update_mask} or present
-    if "*" in fields:
-        return FIELDS
-    if unknown := fields - FIELDS:
-        known = ", ".join(sorted(FIELDS))
+    present = _present(asked)
+    named = {_IN_JSON.get(text, text) for text in update_mask}
+    is_whole = not named or "*" in named
+    if is_whole and "start" in present:
+        raise invalid_field("subscription.start", "counts only when a subscription is made: use :seek")
+    if "*" not in named and (unknown := named - FIELDS - PARTS):
+        known = ", ".join(sorted(FIELDS | PARTS))
         raise invalid_field("update_mask", f"{min(unknown)[:100]!r} is none of {known}, *")
-    return fields
+    output = present & OUTPUT if is_whole else set()
+    if is_whole or "push" in named:
+        output |= {f"push.{name}" for name in _present(asked.push) - {"secret"}} - PARTS
+    if output and not asked.uid:
+        path = min(output)
+        only = f"is set by the service alone{_INSTEAD.get(path, '')}; it is ignored in what was read, with its uid"
+        raise invalid_field(f"subscription.{path}", only)
+    return FIELDS if "*" in named else named or present & FIELDS
+
+
+def _present(message: Message) -> set[str]:
+    return {field.name for field, _ in message.ListFields()}
 
 
 def updated(stored: bytes, asked: pb.Subscription, fields: Collection[str]) -> pb.Subscription:
@@ -110,17 +140,23 @@ def updated(stored: bytes, asked: pb.Subscription, fields: Collection[str]) -> p
     """
     wanted = pb.Subscription.FromString(stored)
     pushed = wanted.HasField("push")
-    taken = pb.Subscription()
-    taken.CopyFrom(asked)
-    for name in {field.name for field in pb.Subscription.DESCRIPTOR.fields} - set(fields):
-        taken.ClearField(name)  # type: ignore[arg-type]  # the names are its own
-    for name in fields:
-        wanted.ClearField(name)  # type: ignore[arg-type]
-    wanted.MergeFrom(taken)
+    _take(wanted, asked, fields)
+    if parts := {path.removeprefix("push.") for path in PARTS.intersection(fields)}:
+        wanted.push.SetInParent()
+        _take(wanted.push, asked.push, parts)
     if wanted.HasField("push") != pushed:
         for name in _OF_A_KIND - set(fields):
-            wanted.ClearField(name)  # type: ignore[arg-type]
+            wanted.ClearField(name)  # type: ignore[arg-type]  # the names are its own
     return wanted
+
+
+def _take(wanted: Message, asked: Message, names: Collection[str]) -> None:
+    """Let the fields *names* of *wanted* be as in *asked*."""
+    taken = type(asked)()
+    taken.CopyFrom(asked)
+    for field in asked.DESCRIPTOR.fields:
+        (wanted if field.name in names else taken).ClearField(field.name)
+    wanted.MergeFrom(taken)
 
 
 @lru_cache(maxsize=1000)

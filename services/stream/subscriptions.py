@@ -171,6 +171,8 @@ class Subscriptions:
                 answered = request_store.found(await held.query(request_store.find(namespace, request)), request)
             if answered is None:
                 _check_etag(held.definition, etag)
+                if asked.uid not in ("", held.definition.uid):
+                    raise invalid_field("subscription.uid", "is that of another subscription: read this one again")
                 definition = settled(updated(held.definition.definition, asked, fields), self._webhooks.receivers)
                 if not validate_only:
                     answered = self._change(held, namespace, definition, request)

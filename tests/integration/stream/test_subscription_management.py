@@ -209,6 +209,30 @@ async def test_a_subscription_ends_with_its_namespace_and_the_next_one_does_not_
     assert await client.parked() == []
 
 
+async def test_a_subscription_that_was_read_is_changed_and_sent_back_whatever_was_delivered_meanwhile(
+    owner: Owner, client: Client
+) -> None:
+    await client.create()
+    read = await client.get()
+    await owner.put(TIDES, "a")
+    await client.ack(*(await client.some(1)))
+    read.max_in_flight = 7
+    changed = (await client.ask("UpdateSubscription", subscription=read)).subscription
+    assert (changed.max_in_flight, changed.checkpoint_revision) == (7, 1)
+    await client.ask("DeleteSubscription")
+    await client.create()
+    read.etag = ""
+    for wrong, field in (
+        (read, "uid"),
+        (subscription_pb2.Subscription(name=NAME, start=subscription_pb2.Start(now=True)), "start"),
+        (subscription_pb2.Subscription(name=NAME, state=State.STALLED), "state"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await client.ask("UpdateSubscription", subscription=wrong)
+        assert (reason(raised.value)[0], fields(raised.value)) == ("INVALID_FIELD", [f"subscription.{field}"])
+    assert (await client.get()).etag == '"1"'
+
+
 # Retries and rehearsals
 
 
