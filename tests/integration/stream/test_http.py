@@ -228,6 +228,21 @@ async def test_what_is_not_a_watch_is_a_problem_as_well(stream: StreamService) -
                 assert (response.status, (await response.json(content_type=None))["reason"]) == (404, "NOT_FOUND")
 
 
+async def test_whatever_the_edge_lets_through_is_refused_by_us_and_not_repeated(
+    stream: StreamService, caplog: pytest.LogCaptureFixture
+) -> None:
+    filter_ = 'data.secret = "tern"' + "a" * 15_000
+    async with stream.session() as session:
+        url = "http://stream/v1/namespaces/tides:watch"
+        async with session.get(url, params={"now": "true", "filter": filter_}) as response:
+            body = await response.read()
+        async with session.get(f"{url}?now=true", headers={"cookie": "a=" + "tern" * 4000}) as reader:
+            assert reader.status == 200
+    assert (response.status, orjson.loads(body)["violations"][0]["field"]) == (400, "filter")
+    assert b"tern" not in body
+    assert "tern" not in caplog.text
+
+
 async def test_a_revoked_reader_gets_an_end_over_http_too(owner: Owner, stream: StreamService) -> None:
     async with stream.get("now=true") as response:
         await lines(response, 0)
