@@ -23,6 +23,7 @@ async def test_a_webhook_gets_every_change_signed_although_the_service_is_killed
         await rest.ok("POST", "/v1/namespaces/demo/types", {"schema": ANY}, params={"type_id": "gauge"})
         await _refusals(rest, receiver)
         await _deliver(platform, rest, receiver)
+        await _change(rest)
         await rest.ok("DELETE", HOOK)
     finally:
         await rest.close()
@@ -81,6 +82,27 @@ async def _deliver(platform: Platform, rest: Rest, receiver: HookReceiver) -> No
     shown = await rest.ok("GET", HOOK)
     assert "whsec_" not in str(shown)
     assert "whsec_" not in "".join(path.read_text() for path in (platform.home / "logs").glob("*.log"))
+
+
+async def _change(rest: Rest) -> None:
+    """What was read is changed and sent back; what cannot be changed is refused."""
+    shown = await rest.ok("GET", HOOK)
+    changed = await rest.ok("PATCH", HOOK, shown | {"maxInFlight": 7})
+    assert (changed["maxInFlight"], changed["push"]) == (7, shown["push"])
+    push = {"push": {"disableAfter": "60s"}}
+    changed = await rest.ok("PATCH", HOOK, push, params={"update_mask": "push.disableAfter"})
+    assert changed["push"] == shown["push"] | push["push"]
+    mine = {"endpoint": shown["push"]["endpoint"], "secret": "whsec_aaaa"}
+    for body, field in (
+        ({"start": {"now": True}}, "start"),
+        ({"state": "STALLED"}, "state"),
+        ({"push": mine}, "push.secret"),
+    ):
+        refused = await rest("PATCH", HOOK, body)
+        assert refused.problem == (400, "INVALID_FIELD")
+        assert [violation["field"] for violation in refused.json["violations"]] == [f"subscription.{field}"]
+    assert (await rest("POST", f"{HOOK}:seek", {})).problem == (400, "START_REQUIRED")
+    assert (await rest("POST", f"{HOOK}:seek", {"start": {}})).problem == (400, "START_REQUIRED")
 
 
 def _arrived(receiver: HookReceiver) -> list[tuple[str, int]]:
