@@ -334,7 +334,11 @@ async def envoy(folder: Path, name: str, admin_socket: str) -> AsyncIterator[Non
     finally:
         if process.returncode is None:
             process.terminate()
-        await process.wait()
+        try:
+            await asyncio.wait_for(process.wait(), 10)
+        except TimeoutError:  # one that a test has made busy hears no signal
+            process.kill()
+            await process.wait()
 
 
 async def keys_loaded(admin_socket: str) -> None:
