@@ -75,6 +75,9 @@ def public_listener(topology: Topology) -> Json:
         request_headers_timeout="5s",
         request_timeout="15s",
         stream_idle_timeout="300s",
+        # Who is answered early, while still sending, has this long to read the answer; the client of a WebSocket waits
+        # for it after every goodbye.
+        delayed_close_timeout="0.5s",
     )
     return listener("edge", tcp_address(door.listen), manager, public_tls(topology))
 

@@ -63,6 +63,9 @@ def inbound(topology: Topology, service: Service) -> Json:
         forward_client_cert_details="SANITIZE_SET",
         set_current_client_cert_details={"uri": True},
         stream_idle_timeout="0s",
+        # How long a connection stays after the last byte. Callers are proxies, which read at once; the client of a
+        # WebSocket waits for it after every goodbye.
+        delayed_close_timeout="0.05s",
         local_reply_config=local_reply_config(),
         access_log=access_log(caller="%DOWNSTREAM_PEER_URI_SAN%"),
     )

@@ -35,6 +35,7 @@ from services.stream.origins import check_origin, check_own_page
 from services.stream.passes import MANY, Passes
 from services.stream.problems import headers_of, problem, status_of
 from services.stream.query import W, fill, parse_watch
+from services.stream.sockets import Socket
 
 logger = logging.getLogger(__name__)
 
@@ -202,21 +203,20 @@ async def _lines(
 
 
 async def _websocket(request: web.Request, feed: Feed, headers: dict[str, str]) -> web.StreamResponse:
-    socket = web.WebSocketResponse(compress=False, max_msg_size=MAX_CLIENT_MESSAGE)
+    socket = Socket(MAX_CLIENT_MESSAGE)
     socket.headers.update(headers)
     await socket.prepare(request)
-    sender = asyncio.create_task(_send(socket, feed))
-    try:
-        # Reading is what answers pings and notices that the client closes.
-        async for _ in socket:
-            pass
-    finally:
-        sender.cancel()
-        await asyncio.gather(sender, return_exceptions=True)
+    await socket.run(_drop(socket), _send(socket, feed))
     return socket
 
 
-async def _send(socket: web.WebSocketResponse, feed: Feed) -> None:
+async def _drop(socket: Socket) -> None:
+    """Read on: it is what answers pings and notices that the client closes."""
+    async for _ in socket:
+        pass
+
+
+async def _send(socket: Socket, feed: Feed) -> None:
     last: Message | None = None
     try:
         async with aclosing(feed.messages()) as messages:
@@ -230,20 +230,18 @@ async def _send(socket: web.WebSocketResponse, feed: Feed) -> None:
 
 
 async def _websocket_of_many(request: web.Request, connection: Connection) -> web.StreamResponse:
-    socket = web.WebSocketResponse(compress=False, max_msg_size=MAX_REQUEST_BYTES)
+    socket = Socket(MAX_REQUEST_BYTES)
     await socket.prepare(request)
-    sender = asyncio.create_task(_send_many(socket, connection))
-    try:
-        await connection.read(_requests(socket))
-        if not socket.closed:
-            await sender  # last words
-    finally:
-        sender.cancel()
-        await asyncio.gather(sender, return_exceptions=True)
+    await socket.run(_read_many(socket, connection), _send_many(socket, connection))
     return socket
 
 
-async def _requests(socket: web.WebSocketResponse) -> AsyncIterator[WatchManyRequest | Misfit]:
+async def _read_many(socket: Socket, connection: Connection) -> None:
+    await connection.read(_requests(socket))
+    await _drop(socket)  # while the last words are sent
+
+
+async def _requests(socket: Socket) -> AsyncIterator[WatchManyRequest | Misfit]:
     async for frame in socket:
         if frame.type is WSMsgType.TEXT:
             yield parse_frame(frame.data)
@@ -252,7 +250,7 @@ async def _requests(socket: web.WebSocketResponse) -> AsyncIterator[WatchManyReq
         await asyncio.sleep(0)  # frames that came together are read without a turn for anybody else
 
 
-async def _send_many(socket: web.WebSocketResponse, connection: Connection) -> None:
+async def _send_many(socket: Socket, connection: Connection) -> None:
     code = WSCloseCode.GOING_AWAY
     try:
         try:

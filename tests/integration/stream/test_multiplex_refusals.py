@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import Any
 
@@ -83,10 +84,21 @@ async def test_a_request_of_half_a_megabyte_ends_the_connection(stream: StreamSe
         await client.create("big", filter="x" * 500_000)
         assert (await reader.end()).reason == End.REQUEST_INVALID
         assert await client.failure() == "INVALID_FIELD"
-    async with connect(stream, "websocket") as client:
-        with suppress(ConnectionError):  # closed before it has arrived
-            await client.create("big", filter="x" * 500_000)
-        await client.over()
+    await stream.emptied()
+
+
+@pytest.mark.parametrize("path", ["namespaces:watch", "namespaces/tides:watch?now=true"])
+async def test_a_frame_that_is_too_large_is_told_as_that_while_it_is_still_being_sent(
+    stream: StreamService, path: str
+) -> None:
+    for _ in range(5):
+        async with stream.session() as session, session.ws_connect(f"http://stream/v1/{path}") as socket:
+            with suppress(ConnectionError):  # closed before it has arrived
+                await socket.send_str("x" * 4_000_000)
+            async with asyncio.timeout(30):
+                async for _frame in socket:
+                    pass
+            assert socket.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
     await stream.emptied()
 
 
