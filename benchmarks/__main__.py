@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 
 from benchmarks import (
     batch_writes,
@@ -25,7 +24,7 @@ from benchmarks import (
     single_writes,
     stalled,
 )
-from benchmarks.machine import LOAD_CORE, PINNED
+from benchmarks.machine import LOAD_CORE, on_core
 from benchmarks.stack import stack
 
 # Each with the service that is measured.
@@ -49,8 +48,10 @@ async def _main(only: str | None, quick: bool) -> None:
         if only in (None, name):
             # Each gets an empty platform, so that none inherits the tables of the one before.
             names = ("user", "entity", "stream") if subject == "stream" else ("user", "entity")
-            async with stack(names, subject=subject) as running:
-                await run(running, quick=quick)
+            with on_core(LOAD_CORE):
+                async with stack(names, subject=subject) as running:
+                    await run(running, quick=quick)
+    # Whole platforms have all cores.
     if only in (None, "edge_delivery"):
         await edge_delivery.run(quick=quick)
     if only in (None, "imports"):
@@ -68,6 +69,4 @@ def _arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = _arguments()
-    if PINNED:
-        os.sched_setaffinity(0, {LOAD_CORE})
     asyncio.run(_main(arguments.only, arguments.quick))
