@@ -39,7 +39,8 @@ from services.runtime.errors import Error, InvalidArgument, Unavailable
 from services.runtime.request_ids import Share
 from services.runtime.units import Outcomes, Receipt
 
-MAX_ATTEMPTS: Final = 10
+MAX_ATTEMPTS: Final = 50
+"""Beside another replica's writers about two attempts in five fail; all of these together take some seconds."""
 MAX_PAUSE: Final = 0.002
 """Seconds before the second attempt in a turn, at random; twice as many before each further one, up to 2**5 times."""
 PREPARED_AT_ONCE: Final = 128
