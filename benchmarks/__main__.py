@@ -43,17 +43,13 @@ _BENCHMARKS = {
 }
 
 
-# Parts that have the core of the one that is measured.
-_BESIDE = {"delivery": ("nats",)}
-
-
 async def _main(only: str | None, quick: bool) -> None:
     for name, (run, subject) in _BENCHMARKS.items():
         if only in (None, name):
             # Each gets an empty platform, so that none inherits the tables of the one before.
             names = ("user", "entity", "stream") if subject == "stream" else ("user", "entity")
             with on_core(LOAD_CORE):
-                async with stack(names, subject=subject, beside=_BESIDE.get(name, ())) as running:
+                async with stack(names, subject=subject) as running:
                     await run(running, quick=quick)
     # Whole platforms have all cores.
     if only in (None, "edge_delivery"):

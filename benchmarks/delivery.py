@@ -7,9 +7,8 @@ writer keeps its pace whatever the answers do (a late answer does not thin out t
 commit once, and all in the same order, or there is no figure.
 
 In the path: the entity service, the bus (TLS), the stream service's hub and its transport, NDJSON or gRPC. Not in the
-path: sidecars, the edge. The stream service and the bus have core 0; PostgreSQL, the entity service, the writer and
-the subscribers (one C program) share core 1: on more cores the tail is shorter. (A bus that has to wait for the entity
-service to end its answer before it has a turn costs 0.3 ms.) The ceiling is ``fanout``, run in turn.
+path: sidecars, the edge. The stream service has core 0; PostgreSQL, the entity service, the bus, the writer and the
+subscribers (one C program) share core 1: on more cores the tail is shorter. The ceiling is ``fanout``, run in turn.
 
 Wrong to conclude: how many deliveries per second are possible. This is latency at a tenth of any limit.
 """

@@ -23,7 +23,7 @@ PINNED = (os.cpu_count() or 1) > 1 and shutil.which("taskset") is not None
 
 
 def cores(subject: str) -> Mapping[str, int | str]:
-    """Cores as a figure states them; *subject* are the parts that are measured."""
+    """Cores as a figure states them."""
     return {subject: SUBJECT_CORE, "all else": LOAD_CORE} if PINNED else {"all": "any"}
 
 

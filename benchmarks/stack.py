@@ -65,11 +65,11 @@ class Stack:
 
 
 @asynccontextmanager
-async def stack(names: Sequence[str], *, subject: str, beside: Sequence[str] = ()) -> AsyncIterator[Stack]:
+async def stack(names: Sequence[str], *, subject: str) -> AsyncIterator[Stack]:
     """Run PostgreSQL, NATS and the named services in a temporary folder, until the block ends.
 
     Args:
-        subject: the part that is measured; it has a core to itself, or with the parts *beside* it.
+        subject: the part that is measured; it has a core to itself.
 
     Raises:
         RuntimeError: a part did not come to serve within 30 s. Any failure inside carries the ends of the logs.
@@ -83,7 +83,7 @@ async def stack(names: Sequence[str], *, subject: str, beside: Sequence[str] = (
 
         async def start(*parts: ProcessPart) -> None:
             for part in parts:
-                core = SUBJECT_CORE if part.name in (subject, *beside) else LOAD_CORE
+                core = SUBJECT_CORE if part.name == subject else LOAD_CORE
                 pinned = replace(part, command=(*pin(core), *part.command))
                 running[part.name] = await spawn(pinned, layout.home.logs / f"{part.name}.log")
                 started.append(part)
@@ -95,7 +95,7 @@ async def stack(names: Sequence[str], *, subject: str, beside: Sequence[str] = (
         await start(database.part(), nats.part(layout))
         await database.create_databases()
         await start(*(part for part in services.parts(layout) if part.name in names))
-        yield Stack(layout, running, cores(", ".join((subject, *beside))))
+        yield Stack(layout, running, cores(subject))
     except Exception as failure:
         for part in started:
             failure.add_note("\n".join([f"the log of {part.name} ends:", *_log(layout, part)]))
