@@ -18,9 +18,9 @@ from strandline.rpc.v1 import access_pb2
 from services.entity import import_finish, import_store, imports, limits, upkeep
 from services.entity.import_store import Counts, ImportKey, Rejection, TakenChunk
 from services.entity.model import EntityKey
-from services.entity.writes import Draft, Writer
 from services.runtime.errors import Unavailable
 from tests.integration.entity.conftest import Shore, error_info, info_in, pointers, reason, refusal
+from tests.integration.entity.drafts import watch_drafts
 
 INSERT, UPSERT, REPLACE_SET = pb.Import.INSERT, pb.Import.UPSERT, pb.Import.REPLACE_SET
 CREATED, UPDATED = entity_pb2.Mutation.CREATED, entity_pb2.Mutation.UPDATED
@@ -194,16 +194,7 @@ async def test_a_chunk_that_waited_is_decided_on_what_there_is_when_its_turn_com
     await shore.declare(schema=SCHEMA, indexes=UNIQUE_NAME)
     await send(shore, [row("b1", {"name": "tern"})])
     # It takes a name that the chunk before frees, changes what that one makes, and fits what the type becomes.
-    drafted = asyncio.Event()
-    draft = Writer.draft
-
-    async def seen(self: Writer, *arguments: Any, first: int) -> Draft:
-        made = await draft(self, *arguments, first=first)
-        drafted.set()
-        return made
-
-    monkeypatch.setattr(Writer, "draft", seen)
-    monkeypatch.setattr(imports, "WAIT_SECONDS", 60.0)
+    drafted = watch_drafts(monkeypatch)
     # The call is on its way from here on.
     later = send(shore, [row("b2", {"name": "tern"}), row("b3", {"n": 2}), row("b4", {"mass": 1})], offset=3)
     await asyncio.wait_for(drafted.wait(), 30)

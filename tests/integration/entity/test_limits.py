@@ -14,13 +14,14 @@ from strandline.entity.v1 import entity_service_pb2 as pb
 from strandline.entity.v1.import_service_pb2 import ImportEntitiesRequest
 from strandline.rpc.v1 import access_pb2
 
-from services.entity import imports, upkeep
+from services.entity import upkeep
 from services.entity.limits import Limits
 from services.entity.mutations import parse_mutation
-from services.entity.writes import Draft, Writer, Writing, Written
+from services.entity.writes import Writing, Written
 from services.runtime.call import Quota
 from services.runtime.errors import InvalidArgument
 from tests.integration.entity.conftest import Deployment, Replica, Shore, error_info, info_in, reason, refusal
+from tests.integration.entity.drafts import watch_drafts
 
 
 def limited(shore: Shore, **quota: int) -> Shore:
@@ -215,16 +216,7 @@ async def test_a_chunk_of_an_import_that_was_prepared_while_it_waited_has_the_sa
 ) -> None:
     limited(shore, max_entities=3)
     await shore.declare()
-    drafted = asyncio.Event()
-    draft = Writer.draft
-
-    async def seen(self: Writer, *arguments: Any, first: int) -> Draft:
-        made = await draft(self, *arguments, first=first)
-        drafted.set()
-        return made
-
-    monkeypatch.setattr(Writer, "draft", seen)
-    monkeypatch.setattr(imports, "WAIT_SECONDS", 60.0)
+    drafted = watch_drafts(monkeypatch)
 
     def send(offset: int, *ids: str) -> Any:
         rows = "".join(f'{{"type": "buoy", "id": "{entity_id}", "data": {{}}}}\n' for entity_id in ids)
