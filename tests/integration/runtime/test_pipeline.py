@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -262,15 +261,15 @@ def test_a_server_that_dies_before_it_has_read_everything_ends_the_trip(log_url:
     async def ask_one_that_dies() -> None:
         connection = await Connection.connect(log_url, autocommit=True)
         try:
-            server = connection.pgconn.backend_pid
-            os.kill(server, signal.SIGSTOP)
+            server = psutil.Process(connection.pgconn.backend_pid)
+            server.suspend()
             # More than the server takes at once, so that some is left unread when it goes.
             trip = asyncio.create_task(pipeline(connection, Statement("SELECT %s::text", ("x" * 100_000,))))
             await asyncio.sleep(0)
             # From here on the loop does not look: it finds last words and error together.
-            os.kill(server, signal.SIGTERM)
-            os.kill(server, signal.SIGCONT)
-            psutil.wait_procs([psutil.Process(server)], timeout=30)
+            server.terminate()
+            server.resume()
+            server.wait(30)
             with pytest.raises(psycopg.errors.AdminShutdown):
                 await asyncio.wait_for(trip, 15)
         finally:
