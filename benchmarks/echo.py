@@ -1,7 +1,8 @@
-"""The ceiling of every unary call: ``python -m benchmarks.echo unix:/path ANSWER_BYTES``.
+"""The ceiling of every unary call: ``python -m benchmarks.echo unix:/path ANSWER_BYTES [as-served]``.
 
-The same kind of server as the services' (grpc.aio on uvloop, the same options), and nothing else: no interceptor, no
-adapter, no token, no protobuf. Every method answers ANSWER_BYTES fixed bytes, whatever it is sent.
+grpc.aio on uvloop as it comes, with the services' options, and nothing else: no interceptor, no adapter, no token, no
+protobuf. With ``as-served`` its threads stand back as the services' do. Every method answers ANSWER_BYTES fixed bytes,
+whatever it is sent.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import grpc
 import uvloop
 
+from services.runtime.server import let_the_loop_finish
 from services.runtime.upstream import MESSAGE_OPTIONS
 
 
@@ -27,14 +29,16 @@ class _Every(grpc.GenericRpcHandler):
         return self._answer
 
 
-async def serve(address: str, answer_bytes: int) -> None:
+async def serve(address: str, answer_bytes: int, *, as_served: bool) -> None:
     """Answer until the process is ended."""
     server = grpc.aio.server(options=MESSAGE_OPTIONS)
     server.add_generic_rpc_handlers((_Every(bytes(answer_bytes)),))
     server.add_insecure_port(address)
     await server.start()
+    if as_served:
+        let_the_loop_finish()
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(sys.argv[1], int(sys.argv[2])))
+    uvloop.run(serve(sys.argv[1], int(sys.argv[2]), as_served="as-served" in sys.argv))

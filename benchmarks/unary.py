@@ -1,8 +1,14 @@
-"""One RPC of the entity service against the echo of the same message sizes, both under the same load from h2load."""
+"""One RPC of the entity service against the echo of the same message sizes, both under the same load from h2load.
+
+The ceiling is grpc.aio as it comes. ``echo_as_served`` is the same echo with gRPC's older I/O and threads that stand
+back, as the services run it: what is left between it and a call is ours.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import statistics
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
@@ -45,11 +51,13 @@ async def compare(
     Raises:
         RuntimeError: some answers were errors.
     """
-    rounds, seconds = (2, 1.0) if quick else (4, 3.0)
+    rounds, seconds = (2, 1.0) if quick else (12, 1.0)
     bodies = [h2load.write_call(stack.layout.run / f"call-{n}", call) for n, call in enumerate(calls)]
-    async with echo(stack.layout.run / "echo.sock", answer_bytes) as echoing:
+    plain, tuned = stack.layout.run / "echo.sock", stack.layout.run / "echo-as-served.sock"
+    async with echo(plain, answer_bytes) as plain_echo, echo(tuned, answer_bytes, as_served=True) as tuned_echo:
         sides = (
-            _Side(stack.layout.run / "echo.sock", Meter({"echo": echoing.pid})),
+            _Side(plain, Meter({"echo": plain_echo.pid})),
+            _Side(tuned, Meter({"echo": tuned_echo.pid})),
             _Side(stack.address("entity"), Meter(stack.pids)),
         )
         # The first turn warms both up, says how much the others may take, and is thrown away.
@@ -61,7 +69,7 @@ async def compare(
                 check(load, answer_bytes)
                 side.calls += load.requests
                 side.rates.append(load.per_second)
-    echo_side, ours = sides
+    echo_side, tuned_side, ours = sides
     context = {
         "in_flight": IN_FLIGHT,
         "cores": stack.cores,
@@ -70,6 +78,8 @@ async def compare(
         "cpu_us_per_call": ours.meter.microseconds(ours.calls),
         "ceiling_cpu": echo_side.meter.cores(),
         "ceiling_cpu_us_per_call": echo_side.meter.microseconds(echo_side.calls),
+        "echo_as_served": round(statistics.median(tuned_side.rates[1:])),
+        "echo_as_served_cpu_us_per_call": tuned_side.meter.microseconds(tuned_side.calls),
     }
     return Comparison(ours.rates[1:], echo_side.rates[1:], ours.calls, ours.meter.cores(), context)
 
@@ -90,10 +100,15 @@ def check(load: h2load.Load, answer_bytes: int) -> None:
 
 
 @asynccontextmanager
-async def echo(socket: Path, answer_bytes: int) -> AsyncIterator[Process]:
+async def echo(socket: Path, answer_bytes: int, *, as_served: bool = False) -> AsyncIterator[Process]:
     """An echo server on the core of the services."""
-    command = (sys.executable, "-m", "benchmarks.echo", f"unix:{socket}", str(answer_bytes))
-    process = await asyncio.create_subprocess_exec(*pin(SUBJECT_CORE), *command)
+    command = [sys.executable, "-m", "benchmarks.echo", f"unix:{socket}", str(answer_bytes)]
+    environment = dict(os.environ)
+    if as_served:
+        command.append("as-served")
+    else:
+        environment["GRPC_EXPERIMENTS"] = ""  # else the services' is taken
+    process = await asyncio.create_subprocess_exec(*pin(SUBJECT_CORE), *command, env=environment)
     try:
         await wait_for_socket(socket, process)
         yield process

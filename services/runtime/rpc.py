@@ -9,12 +9,13 @@ wire stands in ``STATUS`` and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import gc
+import itertools
 import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
-from itertools import accumulate
 from operator import attrgetter
 from typing import Any, NoReturn, cast
 
@@ -58,6 +59,14 @@ MAX_METADATA = 400
 """Bytes of one value; there are up to five."""
 MAX_VIOLATION = 300
 """Bytes of a violation's field, and of its description."""
+
+COLLECT_EVERY = 1000
+"""Unary calls between two collections of young garbage.
+
+grpcio leaves a cycle of seven objects behind each call. At the threshold that ``server`` sets, for the sake of batches,
+collecting them stops the loop for 60 to 110 ms every 14,000 calls; after a thousand calls it takes 3 ms.
+"""
+_calls = itertools.count(1)
 
 Admission = Callable[["Method", Message, Call], Awaitable[None]]
 
@@ -147,6 +156,8 @@ def adapt_unary(method: Method, handler: Any, admit: Admission) -> Any:
             return await abort(context, failure, status)
         finally:
             observe(code, time.perf_counter() - started)
+            if next(_calls) % COLLECT_EVERY == 0:
+                gc.collect(0)
 
     return unary
 
@@ -259,7 +270,7 @@ def _clip_message(text: str) -> str:
     if sum(sizes) <= MAX_MESSAGE:
         return text
     room = MAX_MESSAGE - 9  # what the dots take
-    return text[: sum(total <= room for total in accumulate(sizes))] + "…"
+    return text[: sum(total <= room for total in itertools.accumulate(sizes))] + "…"
 
 
 def grpc_code(status: status_pb2.Status) -> grpc.StatusCode:

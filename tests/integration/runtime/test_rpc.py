@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import string
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from services.runtime import errors, rpc
 from services.runtime.call import Call
 
 FIND = "/strandline.stream.v1.LogService/FindRevision"
+HEADS = "/strandline.stream.v1.LogService/GetHeads"
 READ = "/strandline.stream.v1.LogService/ReadUnits"
 SERVICE = stream_service_pb2.DESCRIPTOR.services_by_name["StreamService"].full_name
 
@@ -91,6 +93,23 @@ async def test_bytes_that_are_no_request_are_the_callers_mistake(channel: grpc.a
     assert isinstance(details, bytes)
     assert status_pb2.Status.FromString(details).details[0].Unpack(info)
     assert info.reason == "INVALID_FIELD"
+
+
+async def test_what_grpc_leaves_behind_each_call_is_collected_before_it_is_much(channel: grpc.aio.Channel) -> None:
+    def left() -> int:
+        return sum(type(each).__name__ == "_HandlerCallDetails" for each in gc.get_objects())
+
+    heads = cast(Callable[[bytes], Awaitable[bytes]], channel.unary_unary(HEADS))
+    gc.collect()
+    gc.disable()  # nothing else may collect it
+    try:
+        most = 0
+        for _ in range(30):
+            await asyncio.gather(*(heads(b"") for _ in range(100)))
+            most = max(most, left())
+    finally:
+        gc.enable()
+    assert 0 < most <= rpc.COLLECT_EVERY + 100
 
 
 async def test_an_exception_shows_nothing_of_itself(channel: grpc.aio.Channel) -> None:

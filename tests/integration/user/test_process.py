@@ -138,6 +138,14 @@ async def eventually(check: Callable[[], Awaitable[bool]], seconds: float) -> fl
     return time.monotonic() - began
 
 
+async def test_grpcs_threads_do_not_interrupt_the_loop(environment: tuple[dict[str, str], str]) -> None:
+    async with launched(environment) as user:
+        pid = user.process.pid
+        others = {int(folder.name) for folder in Path(f"/proc/{pid}/task").iterdir()} - {pid}
+        assert os.sched_getscheduler(pid) == os.SCHED_OTHER
+        assert os.SCHED_BATCH in {os.sched_getscheduler(thread) for thread in others}
+
+
 async def test_it_starts_on_an_empty_database_makes_an_administrator_and_stops_cleanly(
     environment: tuple[dict[str, str], str],
 ) -> None:
