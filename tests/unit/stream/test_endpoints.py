@@ -173,6 +173,9 @@ def test_no_name_is_taken_that_the_system_would_read_as_an_address(host: str) ->
         "https://hooks.example.com:0/",
         "https://hooks.example.com:65536/",
         "https://hooks.example.com:0443x/",
+        "https://hooks.example.com:0443/",
+        "https://hooks.example.com:00443/",
+        "https://hooks.example.com:08443/",
         "https://hooks.example.com:/",
         "https://hooks.example.com./",
         "https://.hooks.example.com/",
@@ -234,6 +237,7 @@ def test_a_receiver_of_the_topology_is_open_at_its_port_only(tmp_path: Path) -> 
         "https://127.0.0.2:9443/",
         "https://localhost:9443/",
         "https://127.1:9443/",
+        "https://127.0.0.1:09443/",
     ):
         with pytest.raises(InvalidArgument):
             parse_endpoint(closed, receivers)
