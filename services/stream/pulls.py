@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
+from prometheus_client import Gauge
 from strandline.stream.v1 import subscription_pb2
 
 from services.runtime.call import Call, Namespace
-from services.runtime.errors import NotFound, Unauthenticated, Unavailable
+from services.runtime.errors import NotFound, ResourceExhausted, Unauthenticated, Unavailable
 from services.runtime.gate import EDITOR, Access
 from services.runtime.tokens import LEEWAY
 from services.stream.deliveries import Deliveries
@@ -17,7 +20,10 @@ from services.stream.hub import Hub
 from services.stream.hubs import Hubs
 from services.stream.worker import Worker
 
+OPEN = Gauge("strandline_stream_pulls_open", "Streams of deliveries that are open.")
 SIGN_OF_LIFE_SECONDS: Final = 5.0
+# Of one user at this replica: each looks into the database at least every five seconds.
+MAX_STREAMS: Final = 100
 
 
 class Pulls:
@@ -27,6 +33,7 @@ class Pulls:
         self._deliveries = deliveries
         self._hubs = hubs
         self._access = access
+        self._streams: Counter[str] = Counter()  # that are open, by user
 
     async def pull(
         self, call: Call, namespace: Namespace, id: str, limit: int, seconds: float
@@ -45,10 +52,11 @@ class Pulls:
         """Deliveries as they come, *share* of them at a time; none now and then, as a sign of life.
 
         Raises:
+            ResourceExhausted: TOO_MANY_PULLS.
             Unavailable: this process goes away.
         """
         sent_at = time.monotonic()
-        async with self._deliveries.worker(namespace, id, share=share) as worker:
+        async with self._one_more(call), self._deliveries.worker(namespace, id, share=share) as worker:
             while True:
                 taken = await worker.take(share)
                 if taken or time.monotonic() - sent_at > SIGN_OF_LIFE_SECONDS:
@@ -60,6 +68,23 @@ class Pulls:
                     await self._wait(call, namespace, worker, time.monotonic() + SIGN_OF_LIFE_SECONDS)
                 if self._hubs.draining:
                     raise Unavailable("OVERLOADED", "this server is going away; open the stream again")
+
+    @asynccontextmanager
+    async def _one_more(self, call: Call) -> AsyncIterator[None]:
+        """A stream of the caller's, who may have ``MAX_STREAMS``."""
+        user = call.identified().user_id
+        if self._streams[user] >= MAX_STREAMS:
+            message = "the caller has as many streams of deliveries as one may have at a server"
+            raise ResourceExhausted("TOO_MANY_PULLS", message, limit=str(MAX_STREAMS))
+        self._streams[user] += 1
+        OPEN.inc()
+        try:
+            yield
+        finally:
+            OPEN.dec()
+            self._streams[user] -= 1
+            if not self._streams[user]:
+                del self._streams[user]
 
     async def _wait(self, call: Call, namespace: Namespace, worker: Worker, until: float) -> bool:
         """Whether there may be something to take before *until*. Returns early when this process goes away."""

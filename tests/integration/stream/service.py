@@ -154,6 +154,12 @@ class StreamService:
                     return
                 await asyncio.sleep(0.02)
 
+    async def has_pulls(self, count: int) -> None:
+        """Return when so many streams of deliveries are open, as the metrics tell it."""
+        async with asyncio.timeout(30):
+            while REGISTRY.get_sample_value("strandline_stream_pulls_open") != count:
+                await asyncio.sleep(0.02)
+
     async def drain(self) -> None:
         self._multiplexer.drain()
         await self._feeds.drain()

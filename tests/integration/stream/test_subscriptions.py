@@ -9,13 +9,14 @@ from collections.abc import Callable
 
 import grpc
 import psycopg
+import pytest
 from google.protobuf.duration_pb2 import Duration
 from strandline.stream.v1 import subscription_pb2
 from strandline.stream.v1 import subscription_service_pb2 as pb
 
 from .conftest import TIDES, MakeReplica, MakeStream
 from .owner import Owner
-from .service import ANN
+from .service import ANN, reason
 from .subscribers import (
     BOB,
     LONG,
@@ -234,6 +235,31 @@ async def test_a_stream_is_told_to_come_again_when_the_server_drains(owner: Owne
         await first_of(stream)
         replica.hubs.drain()
         assert await ended(stream) == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_user_has_so_many_streams_at_a_replica_and_no_more(
+    owner: Owner, make_replica: MakeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.stream.pulls.MAX_STREAMS", 3)
+    replica = await make_replica()
+    await let(owner, BOB, "EDITOR")
+    async with client_of(replica) as ann, client_of(replica, BOB) as bob:
+        await ann.create()
+        streams = [ann.stream() for _ in range(3)]
+        await replica.has_pulls(3)
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await ann.stream().read()
+        assert refusal.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert reason(refusal.value) == ("TOO_MANY_PULLS", {"limit": "3"})
+        streams.append(bob.stream())
+        await replica.has_pulls(4)
+        streams[0].cancel()
+        await replica.has_pulls(3)
+        streams.append(ann.stream())
+        await replica.has_pulls(4)
+        for stream in streams:
+            stream.cancel()
+        await replica.has_pulls(0)
 
 
 async def test_whatever_workers_do_and_whichever_replica_breaks_every_change_is_worked_off_in_order(
