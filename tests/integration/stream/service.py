@@ -157,7 +157,9 @@ class StreamService:
     async def has_pulls(self, count: int) -> None:
         """Return when so many streams of deliveries are open, as the metrics tell it."""
         async with asyncio.timeout(30):
-            while REGISTRY.get_sample_value("strandline_stream_pulls_open") != count:
+            while True:
+                if REGISTRY.get_sample_value("strandline_stream_pulls_open") == count:
+                    return
                 await asyncio.sleep(0.02)
 
     async def drain(self) -> None:
