@@ -12,7 +12,7 @@ from services.entity import schemas
 from services.entity.index_keys import entry_keys, id_in, reference_keys, unique_keys
 from services.entity.model import MAX_ENTITY_BYTES, EntityKey, EntityType, Index, IndexState, Reference
 from services.runtime import wire
-from services.runtime.errors import InvalidArgument, invalid_field
+from services.runtime.errors import InvalidArgument, invalid_field, refusal_of
 from services.runtime.filters.ast import Path
 from services.runtime.wire import JsonObject
 
@@ -84,11 +84,8 @@ class CompiledType:
             raise schemas.violation_error(self.validator, data, field)
         struct = wire.encode_struct(data)
         if len(struct) > MAX_ENTITY_BYTES:
-            raise InvalidArgument(
-                "ENTITY_TOO_LARGE",
-                f"the data takes {len(struct)} bytes, at most {MAX_ENTITY_BYTES} are allowed for the entity",
-                limit=str(MAX_ENTITY_BYTES),
-            )
+            message = f"the data takes {len(struct)} bytes, at most {MAX_ENTITY_BYTES} are allowed for the entity"
+            raise refusal_of(field, "ENTITY_TOO_LARGE", message, limit=str(MAX_ENTITY_BYTES))
         entries = frozenset([(index.id, key) for index in self.maintained for key in entry_keys(index.spec, data)])
         if self.references:
             entries = entries.union(self.reference_entries(data))

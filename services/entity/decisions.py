@@ -228,6 +228,7 @@ class _Step:
             expire_time=expire_time,
             created_by=created_by,
             updated_by=self.actor,
+            field=self.prepared.mutation.field,
         )
         removed, added = self._moved(rendered.entries, deleted=delete_time is not None)
         row = EntityRow(

@@ -41,6 +41,7 @@ from services.runtime.errors import (
     NotFound,
     Unavailable,
     invalid_field,
+    refusal_of,
 )
 from services.runtime.rpc import status_of_error
 
@@ -449,7 +450,7 @@ async def _tell(run: _Run) -> None:
 
 
 def _other_lines() -> InvalidArgument:
-    return InvalidArgument("REQUEST_ID_REUSED", "the import has other lines at that offset", field="rows")
+    return refusal_of("rows", "REQUEST_ID_REUSED", "the import has other lines at that offset", field="rows")
 
 
 def _is_reused(failure: BaseException) -> bool:

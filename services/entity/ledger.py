@@ -24,7 +24,7 @@ from services.runtime import wire
 from services.runtime.changelog import DELETED, UPDATED, Change
 from services.runtime.committer import Decision, Stamp, TooMuch
 from services.runtime.database import Row, Statement
-from services.runtime.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
+from services.runtime.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound, refusal_of
 from services.runtime.masks import EVERYTHING
 from services.runtime.rpc import status_of_error
 from services.runtime.units import Unit
@@ -227,11 +227,8 @@ class EntityRound:
             return
         if not self.alone:
             raise TooMuch
-        raise InvalidArgument(
-            "UNIT_TOO_LARGE",
-            f"the entities of the unit take more than {MAX_READ_BYTES} bytes; split it",
-            limit=str(MAX_READ_BYTES),
-        )
+        message = f"the entities of the unit take more than {MAX_READ_BYTES} bytes; split it"
+        raise refusal_of(unit.field, "UNIT_TOO_LARGE", message, limit=str(MAX_READ_BYTES))
 
     def _effect(self, unit: Write, place: int, write: Prepared, stamp: Stamp) -> Effect:
         key = write.mutation.key

@@ -14,7 +14,7 @@ import orjson
 
 from services.entity.index_keys import IndexSpec
 from services.runtime import wire
-from services.runtime.errors import InvalidArgument, invalid_field
+from services.runtime.errors import invalid_field, refusal_of
 from services.runtime.filters.ast import Path
 from services.runtime.wire import JsonObject
 
@@ -198,8 +198,9 @@ def encode_entity(
     expire_time: datetime | None,
     created_by: str,
     updated_by: str,
+    field: str,
 ) -> bytes:
-    """Serialize ``strandline.entity.v1.Entity``; *struct* is its data, serialized.
+    """Serialize ``strandline.entity.v1.Entity``; *struct* is its data, serialized, *field* where a request has it.
 
     Raises:
         InvalidArgument: ``ENTITY_TOO_LARGE``, above 256 KiB.
@@ -228,11 +229,8 @@ def encode_entity(
         )
     )
     if len(message) > MAX_ENTITY_BYTES:
-        raise InvalidArgument(
-            "ENTITY_TOO_LARGE",
-            f"the entity takes {len(message)} bytes, at most {MAX_ENTITY_BYTES} are allowed",
-            limit=str(MAX_ENTITY_BYTES),
-        )
+        problem = f"the entity takes {len(message)} bytes, at most {MAX_ENTITY_BYTES} are allowed"
+        raise refusal_of(field, "ENTITY_TOO_LARGE", problem, limit=str(MAX_ENTITY_BYTES))
     return message
 
 

@@ -429,6 +429,7 @@ def _unit(
         indexed=indexed,
         remembers_refusal=writing.remembers_refusals,
         share=share,
+        field="mutations" if indexed else writes[0].mutation.field,
     )
 
 

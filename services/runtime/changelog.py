@@ -27,7 +27,7 @@ from services.runtime.database import (
     packed_text,
     packed_timestamptz,
 )
-from services.runtime.errors import InvalidArgument, OutOfRange
+from services.runtime.errors import OutOfRange, refusal_of
 
 MAX_UNIT_BYTES = 3 * 2**20
 
@@ -153,9 +153,9 @@ class LoggedUnit(NamedTuple):
 
 
 def encode_unit(
-    revision: int, commit_time: datetime, actor: str, request_id: str, changes: Sequence[Change]
+    revision: int, commit_time: datetime, actor: str, request_id: str, changes: Sequence[Change], field: str = ""
 ) -> LoggedUnit:
-    """Serialize a unit. ``UNIT_TOO_LARGE`` above 3 MiB, new and previous data included."""
+    """Serialize a unit. ``UNIT_TOO_LARGE`` (of *field*) above 3 MiB, new and previous data included."""
     raw_id = request_id.encode()
     header = b"".join(
         (
@@ -185,11 +185,8 @@ def encode_unit(
         parts += (prefix, before, entity, after)
         at += len(prefix) + size
     if at > MAX_UNIT_BYTES:
-        raise InvalidArgument(
-            "UNIT_TOO_LARGE",
-            f"the unit takes {at} bytes in the feed, old and new content together; split it",
-            limit=str(MAX_UNIT_BYTES),
-        )
+        message = f"the unit takes {at} bytes in the feed, old and new content together; split it"
+        raise refusal_of(field, "UNIT_TOO_LARGE", message, limit=str(MAX_UNIT_BYTES))
     return LoggedUnit(revision, commit_time, b"".join(parts), tuple(versions))
 
 

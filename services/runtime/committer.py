@@ -26,7 +26,7 @@ from services.runtime import changelog, request_ids
 from services.runtime.call import Namespace
 from services.runtime.changelog import Change, Head, LoggedUnit
 from services.runtime.database import Connection, Database, Row, Statement, pipeline
-from services.runtime.errors import Error, InvalidArgument, Unavailable
+from services.runtime.errors import Error, Unavailable, refusal_of
 from services.runtime.lanes import (
     MAX_BATCH_BYTES,
     MAX_WAITING_UNITS,
@@ -339,7 +339,9 @@ class _Deciding(Generic[U]):
         changes, answer, result, accept = self._round.decide(unit, stamp)
         encoded = None
         if changes:
-            encoded = changelog.encode_unit(stamp.revision, stamp.commit_time, unit.actor, unit.request_id, changes)
+            encoded = changelog.encode_unit(
+                stamp.revision, stamp.commit_time, unit.actor, unit.request_id, changes, unit.field
+            )
         if not unit.validate_only:
             if encoded is not None:
                 logged.append(encoded)
@@ -373,5 +375,6 @@ def _is_passing(failure: Exception) -> bool:
 
 def _repeat(unit: Unit, answered: AnsweredRequest, epoch: str) -> Receipt:
     if answered.body_hash != unit.body_hash:
-        raise InvalidArgument("REQUEST_ID_REUSED", "the request id was used with another body", field="request_id")
+        message = "the request id was used with another body"
+        raise refusal_of("request_id", "REQUEST_ID_REUSED", message, field="request_id")
     return Receipt(answered.revision, epoch, answered.answer)

@@ -102,6 +102,12 @@ def invalid_field(field: str, message: str, pointer: str = "", *, reason: str = 
     return InvalidArgument(reason, f"{field}: {message}", violations=[Violation(field, message, pointer)])
 
 
+def refusal_of(field: str, reason: str, message: str, /, **metadata: str) -> InvalidArgument:
+    """A refusal with a *reason* of its own; without a violation if *field* is empty."""
+    violations = [Violation(field, message)] if field else ()
+    return InvalidArgument(reason, message, violations=violations, http_status=None, **metadata)
+
+
 def within(field: str, refusal: InvalidArgument) -> InvalidArgument:
     """*refusal* of what is inside the message *field*."""
     inside = [replace(violation, field=f"{field}.{violation.field}") for violation in refusal.violations]

@@ -16,7 +16,8 @@ class Unit:
     ``exclusive`` names what the unit writes (entity names, unique values), ``shared`` what it only refers to: two
     units with a conflict never share a batch. ``method`` and ``body_hash`` make a repeated ``request_id`` answerable.
     ``size`` is about how many bytes the unit will take. ``share`` says that the unit is one of many of one request,
-    which are remembered together; then ``request_id`` is the share's.
+    which are remembered together; then ``request_id`` is the share's. ``field`` is where it stands in its request, for
+    violations; empty: nowhere.
     """
 
     actor: str
@@ -28,6 +29,7 @@ class Unit:
     size: int = 1000
     validate_only: bool = False
     share: Share | None = None
+    field: str = ""
 
     @property
     def request_key(self) -> tuple[str, str, str]:

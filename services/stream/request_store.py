@@ -8,7 +8,7 @@ from typing import Final
 
 from services.runtime.call import Namespace
 from services.runtime.database import Row, Statement
-from services.runtime.errors import InvalidArgument
+from services.runtime.errors import refusal_of
 from services.runtime.request_ids import REQUEST_LIFE
 
 REQUESTS_JOB: Final = ""
@@ -54,7 +54,8 @@ def found(rows: Sequence[Row], request: RequestId) -> Answered | None:
         return None
     ((body_hash, uid, secret),) = rows
     if body_hash != request.body_hash:
-        raise InvalidArgument("REQUEST_ID_REUSED", "the request id was used with another body", field="request_id")
+        message = "the request id was used with another body"
+        raise refusal_of("request_id", "REQUEST_ID_REUSED", message, field="request_id")
     return Answered(str(uid), secret)
 
 

@@ -162,6 +162,7 @@ async def test_one_entity_twice_in_a_unit_is_refused(bay: Bay) -> None:
 async def test_an_entity_over_256_kib_is_refused(bay: Bay) -> None:
     answer = await bay.rest("POST", bay.entities, {"data": {"name": "x", "notes": "n" * 270_000}})
     assert answer.problem == (400, "ENTITY_TOO_LARGE")
+    assert answer.pointers == {"/data"}
     assert answer.json["metadata"]["limit"] == "262144"
 
 
@@ -171,6 +172,7 @@ async def test_a_unit_over_3_mib_is_refused(bay: Bay) -> None:
     ]
     answer = await bay.rest("POST", f"{bay.path}:transact", {"mutations": create})
     assert answer.problem == (400, "UNIT_TOO_LARGE")
+    assert answer.pointers == {"/mutations"}
 
 
 async def test_a_body_of_6_mb_is_413(bay: Bay) -> None:
@@ -290,6 +292,7 @@ async def test_a_request_sent_twice_is_one_revision_with_the_same_answer(bay: Ba
     assert first.position == again.position
     other = await bay.rest("POST", bay.entities, {"data": {"name": "other"}}, params={"request_id": request_id})
     assert other.problem == (400, "REQUEST_ID_REUSED")
+    assert [violation["field"] for violation in other.json["violations"]] == ["request_id"]
 
 
 async def test_validate_only_answers_and_changes_nothing(bay: Bay) -> None:

@@ -72,7 +72,9 @@ async def test_an_entity_over_256_kib_is_refused(shore: Shore) -> None:
         failure = await refusal(shore.create("b2", data))
         assert error_info(failure).reason == "ENTITY_TOO_LARGE"
         assert error_info(failure).metadata["limit"] == str(256 * 1024)
-    assert await reason(shore.update("b1", {"u": "x" * 2000})) == "ENTITY_TOO_LARGE"
+        assert pointers(failure) == ["entity.data"]
+    failure = await refusal(shore.update("b1", {"u": "x" * 2000}))
+    assert (error_info(failure).reason, pointers(failure)) == ("ENTITY_TOO_LARGE", ["entity.data"])
     assert await shore.head() == 2
 
 

@@ -101,7 +101,8 @@ async def test_a_transaction_sent_twice_is_one_revision_and_one_answer(shore: Sh
     first = await shore.transact(*mutations, request_id="t")
     await shore.update("b1", {"n": 2})
     assert await shore.transact(*mutations, request_id="t") == first
-    assert await reason(shore.transact(*reversed(mutations), request_id="t")) == "REQUEST_ID_REUSED"
+    failure = await refusal(shore.transact(*reversed(mutations), request_id="t"))
+    assert (error_info(failure).reason, pointers(failure)) == ("REQUEST_ID_REUSED", ["request_id"])
 
 
 async def test_a_unit_that_would_be_too_large_for_the_feed_is_refused(shore: Shore) -> None:
@@ -112,6 +113,7 @@ async def test_a_unit_that_would_be_too_large_for_the_feed_is_refused(shore: Sho
     failure = await refusal(shore.transact(*(shore.updating(f"b{n}", {"t": text + "y"}) for n in range(7))))
     assert error_info(failure).reason == "UNIT_TOO_LARGE"
     assert error_info(failure).metadata["limit"] == str(3 * 2**20)
+    assert pointers(failure) == ["mutations"]
 
 
 async def test_each_write_of_a_batch_has_its_own_outcome(shore: Shore) -> None:
@@ -222,12 +224,29 @@ async def test_a_refused_row_names_the_fields_of_its_content_as_filters_do(shore
         {"code": "x" * 1025},
     ]
     answer = await shore.batch(*(shore.creating(f"b{n}", row) for n, row in enumerate(rows)))
-    named = []
-    for result in answer.results:
-        request = error_details_pb2.BadRequest()
-        assert result.status.details[1].Unpack(request)
-        named.append(request.field_violations[0].field)
-    assert named == ["data.port.size", "data.port.`odd key`", "data.tags[1]", "data.code"]
+    assert [field_of(result.status) for result in answer.results] == [
+        "data.port.size",
+        "data.port.`odd key`",
+        "data.tags[1]",
+        "data.code",
+    ]
+
+
+def field_of(status: Any) -> str:
+    """Where the first violation of a refused row is."""
+    request = error_details_pb2.BadRequest()
+    assert status.details[1].Unpack(request)
+    return str(request.field_violations[0].field)
+
+
+async def test_a_row_that_is_too_large_says_which_and_its_neighbour_is_written(shore: Shore) -> None:
+    await shore.declare()
+    fits, too_large = (await shore.batch(shore.creating("b1", {}), shore.creating("b2", {"t": "x" * 262_200}))).results
+    assert fits.revision
+    assert (info_in(too_large.status).reason, field_of(too_large.status)) == (
+        "ENTITY_TOO_LARGE",
+        "writes[1].create.data_json",
+    )
 
 
 async def test_an_indexed_string_that_is_too_long_is_pointed_at(shore: Shore) -> None:
@@ -245,7 +264,8 @@ async def test_a_batch_sent_twice_writes_each_row_once(shore: Shore) -> None:
     assert again.revision == 11
     assert await shore.head() == 11
     changed = await shore.batch(shore.creating("b0", {"n": 7}), request_id="r")
-    assert info_in(changed.results[0].status).reason == "REQUEST_ID_REUSED"
+    refused = changed.results[0].status
+    assert (info_in(refused).reason, field_of(refused)) == ("REQUEST_ID_REUSED", "request_id")
 
 
 async def test_a_row_is_remembered_by_its_number_however_many_came_with_it(

@@ -170,6 +170,7 @@ async def test_other_lines_than_those_that_were_applied_but_not_counted_are_refu
     assert (await look(shore)).account.read == 0
     failure = await refusal(send(shore, [row("b1"), row("b3")]))
     assert (error_info(failure).reason, error_info(failure).metadata["field"]) == ("REQUEST_ID_REUSED", "rows")
+    assert pointers(failure) == ["rows"]
     assert sorted(await contents(shore)) == ["b1", "b2"]
     assert counts((await send(shore, [row("b1"), row("b2")])).chunk) == (2, 0, 0, 0)
 

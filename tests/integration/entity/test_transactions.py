@@ -17,7 +17,7 @@ from strandline.entity.v1 import entity_service_pb2 as pb
 from strandline.stream.v1 import feed_pb2
 
 from services.entity.index_keys import encode
-from tests.integration.entity.conftest import Replica, Shore, error_info, operation, reason
+from tests.integration.entity.conftest import Replica, Shore, error_info, operation, pointers, refusal
 
 Key: TypeAlias = tuple[str, str]
 Data: TypeAlias = dict[str, Any]
@@ -362,7 +362,8 @@ async def test_large_entities_are_read_in_portions_and_a_unit_of_too_many_is_ref
     answer = await shore.batch(*(shore.updating(f"b{n:02}", {"n": n}) for n in range(40)))
     assert {result.status.code for result in answer.results} == {0}
     assert await shore.head() == head + 40
-    assert await reason(shore.transact(*(shore.deleting(f"b{n:02}") for n in range(10)))) == "UNIT_TOO_LARGE"
+    failure = await refusal(shore.transact(*(shore.deleting(f"b{n:02}") for n in range(10))))
+    assert (error_info(failure).reason, pointers(failure)) == ("UNIT_TOO_LARGE", ["mutations"])
     assert await shore.head() == head + 40
     await shore.transact(*(shore.deleting(f"b{n:02}") for n in range(4)))
     assert len(await shore.list_ids()) == 36

@@ -247,10 +247,9 @@ async def test_a_creation_that_is_repeated_answers_with_what_it_made_and_another
     first = (await client.ask("CreateSubscription", **request_to_create(), request_id="r1")).subscription
     again = (await client.ask("CreateSubscription", **request_to_create(), request_id="r1")).subscription
     assert (again.uid, again.etag, again.create_time) == (first.uid, first.etag, first.create_time)
-    reused = (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
-    assert (
-        await refused(client.ask("CreateSubscription", **request_to_create(types=["buoy"]), request_id="r1")) == reused
-    )
+    with pytest.raises(grpc.aio.AioRpcError) as reused:
+        await client.ask("CreateSubscription", **request_to_create(types=["buoy"]), request_id="r1")
+    assert (reason(reused.value)[0], fields(reused.value)) == ("REQUEST_ID_REUSED", ["request_id"])
     taken = (grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
     assert await refused(client.ask("CreateSubscription", **request_to_create(), request_id="r2")) == taken
     assert await refused(client.ask("CreateSubscription", **request_to_create())) == taken
