@@ -80,6 +80,7 @@ class Logs:
     def __init__(self, user_service: grpc.aio.Channel, entity_service: grpc.aio.Channel) -> None:
         self._user = log_service_pb2_grpc.LogServiceStub(user_service)
         self._entity = log_service_pb2_grpc.LogServiceStub(entity_service)
+        self._deleting: set[asyncio.Future[pb.DeleteConsumerLeaseResponse]] = set()
 
     def _owner(self, namespace: str) -> log_service_pb2_grpc.LogServiceAsyncStub:
         return self._user if namespace == SYSTEM else self._entity
@@ -159,9 +160,13 @@ class Logs:
         await _call(self._owner(lease.namespace).PutConsumerLease(request, timeout=seconds))
 
     async def delete_lease(self, namespace: str, epoch: str, name: str) -> None:
-        """Let it be cut; one that is not there is no error."""
+        """Let it be cut; one that is not there is no error. Done also when whoever waits for it goes away."""
         request = pb.DeleteConsumerLeaseRequest(namespace_id=namespace, epoch=epoch, name=name)
-        await _call(self._owner(namespace).DeleteConsumerLease(request, timeout=CALL_SECONDS))
+        call = self._owner(namespace).DeleteConsumerLease(request, timeout=CALL_SECONDS)
+        deleting = asyncio.ensure_future(_call(call))
+        self._deleting.add(deleting)
+        deleting.add_done_callback(self._deleting.discard)
+        await asyncio.shield(deleting)
 
 
 def read_notice(payload: bytes) -> Notice | None:

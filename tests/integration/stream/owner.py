@@ -101,6 +101,7 @@ class Owner:
         self.socket = socket
         self.announces = True
         self.reads_of_units = 0
+        self.lease_is_let_go = asyncio.Event()  # or is about to be, while it hangs
         self.answers = asyncio.Event()  # clear it: the owner hangs, but for what concerns `system`
         self.answers.set()
         types = Catalog(self.database)
@@ -126,6 +127,8 @@ class Owner:
 
     async def _admit(self, method: Method, request: Message, call: Call) -> None:
         self.reads_of_units += method.name == "ReadUnits"
+        if method.name == "DeleteConsumerLease":
+            self.lease_is_let_go.set()
         if getattr(request, "namespace_id", "") != SYSTEM.id:
             await self.answers.wait()
 

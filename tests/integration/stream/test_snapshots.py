@@ -163,6 +163,27 @@ async def test_the_log_is_not_cut_under_a_snapshot_until_it_is_done(owner: Owner
     assert await age_and_cut(owner) == 9
 
 
+async def test_the_lease_is_let_go_though_the_reader_goes_away_with_the_end_of_the_snapshot(
+    owner: Owner, stream: StreamService
+) -> None:
+    await grow(owner)
+    async with stream.step(snapshot=True) as reader:
+        await snapshot(reader)
+        assert [revision for _, revision in await leases(owner)] == [4]
+        owner.answers.clear()
+        going_on = asyncio.create_task(reader.next())
+        async with asyncio.timeout(30):
+            await owner.lease_is_let_go.wait()
+        going_on.cancel()
+        await asyncio.gather(going_on, return_exceptions=True)
+    owner.answers.set()
+    async with asyncio.timeout(30):
+        while True:
+            if not await leases(owner):
+                break
+            await asyncio.sleep(0.02)
+
+
 async def snapshot_after(
     reader: Reader, page: feed_pb2.SnapshotPage
 ) -> tuple[list[entity_pb2.Entity], feed_pb2.WatchResponse]:
