@@ -47,8 +47,13 @@ local function is_time(text)
   if year < 1 or day < 1 or day > days_of(year, month) then return false end
   if tonumber(hour) > 23 or tonumber(minute) > 59 or tonumber(second) > 59 then return false end
   if zone == "Z" then return true end
-  local hours, minutes = string.match(zone, "^[+-](%d%d):(%d%d)$")
-  return hours ~= nil and tonumber(hours) <= 23 and tonumber(minutes) <= 59
+  local sign, hours, minutes = string.match(zone, "^([+-])(%d%d):(%d%d)$")
+  if hours == nil or tonumber(hours) > 23 or tonumber(minutes) > 59 then return false end
+  -- In UTC it must lie in the years 1 to 9999, too.
+  local of_day, offset = hour * 60 + minute, hours * 60 + minutes
+  if sign == "+" and year == 1 and month == 1 and day == 1 then return of_day >= offset end
+  if sign == "-" and year == 9999 and month == 12 and day == 31 then return of_day + offset < 1440 end
+  return true
 end
 
 -- 10,000 years: what protobuf's JSON takes.
@@ -75,9 +80,21 @@ local function value_fault(field, text)
   return nil
 end
 
+-- Of either alphabet, without white space.
+local BASE64 = { '^[%w+/]*()(=?=?)"', '^[%w_-]*()(=?=?)"' }
+
 -- The same for base64 between `first` and the quote that ends it. Nothing is copied: it can be megabytes.
 local function base64_fault(text, first)
-  return not string.find(text, '^[%w+/_ -]*=?=?"', first) and "must be base64" or nil
+  for _, form in ipairs(BASE64) do
+    local _, _, after, padding = string.find(text, form, first)
+    if after ~= nil then
+      local size = after - first
+      local is_whole = size % 4 ~= 1 and (padding == "" or (size + #padding) % 4 == 0)
+      return not is_whole and "must be base64" or nil
+    end
+  end
+  -- White space does not count: for the transcoder to judge.
+  return not string.find(text, '^[%w+/_-]* [%w+/_ -]*=?=?"', first) and "must be base64" or nil
 end
 
 local UTF8 = {

@@ -100,6 +100,15 @@ TIMES = {
     "2000-02-29T00:00:00+23:59": True,
     "0001-01-01T00:00:00Z": True,
     "9999-12-31T23:59:59.9-00:00": True,
+    "0001-01-01T23:59:00+23:59": True,
+    "0001-01-02T00:00:00+23:59": True,
+    "0001-01-01T00:00:00-23:59": True,
+    "9999-12-31T00:00:59-23:59": True,
+    "9999-12-31T23:59:59+23:59": True,
+    "0001-01-01T23:58:59+23:59": False,
+    "0001-01-01T00:00:00+00:01": False,
+    "9999-12-31T00:01:00-23:59": False,
+    "9999-12-31T23:59:00-00:01": False,
     "1900-02-29T00:00:00Z": False,
     "2026-13-01T00:00:00Z": False,
     "2026-04-31T00:00:00Z": False,
@@ -144,10 +153,7 @@ async def test_a_time_is_one_or_its_field_is_named(stack: Stack, text: str, is_t
 
 @pytest.mark.parametrize(("text", "is_duration"), DURATIONS.items(), ids=DURATIONS)
 async def test_a_duration_is_one_or_its_field_is_named(stack: Stack, text: str, is_duration: bool) -> None:
-    async def create(request: Any, _context: Any) -> Any:
-        return subscription_service_pb2.CreateSubscriptionResponse(subscription=request.subscription)
-
-    stack.answers["SubscriptionService.CreateSubscription"] = create
+    stack.answers["SubscriptionService.CreateSubscription"] = create_subscription
     reply = await stack.call("POST", "/v1/namespaces/demo/subscriptions", {"retryPolicy": {"minBackoff": text}})
     assert reply.status == (200 if is_duration else 400), reply
     if not is_duration:
@@ -257,10 +263,24 @@ async def test_no_body_within_the_limit_keeps_the_edge_busy_for_long(stack: Stac
 @pytest.mark.parametrize("field", ["ackDeadline", "createTime", "maxInFlight", "state", "uid"])
 @pytest.mark.parametrize("text", ["1" * 3_000_000, "-" + "1." * 1_500_000, "2026-01-01T00:00:00" + "." * 3_000_000])
 async def test_no_scalar_keeps_the_edge_busy_however_long_it_is(stack: Stack, field: str, text: str) -> None:
+    stack.answers["SubscriptionService.CreateSubscription"] = create_subscription
     # A cost that grows with the square takes hours.
     async with asyncio.timeout(30):
         reply = await stack.call("POST", "/v1/namespaces/demo/subscriptions", {field: text})
     assert reply.status in (200, 400)
+
+
+@pytest.mark.parametrize("data", ["e" * 2_900_000, "-" * 2_900_000, "e " * 1_450_000], ids=["one", "other", "spaces"])
+async def test_no_base64_keeps_the_edge_busy_to_say_that_it_is_none(stack: Stack, data: str) -> None:
+    # A cost that grows with the square takes hours.
+    async with asyncio.timeout(30):
+        reply = await stack.call("POST", BATCH, {"writes": [{"create": {"dataJson": f"{data}!"}}]})
+    assert [each["message"] for each in reply.json["violations"]] == ["must be base64"]
+
+
+async def create_subscription(request: Any, _context: Any) -> Any:
+    """Answer with what was asked for."""
+    return subscription_service_pb2.CreateSubscriptionResponse(subscription=request.subscription)
 
 
 async def seconds(stack: Stack, body: str) -> float:
