@@ -23,7 +23,7 @@ def type_of(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happened to *name*, an entity or a type. Contents are JSON; None: there is none."""
+    """What happened to *name*, an entity or a type. Contents, of a type its schema, are JSON; None: there is none."""
 
     kind: str
     name: str
@@ -129,7 +129,7 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """What a writer was told: the revision, and what each name has held since then (None: deleted)."""
+    """What a writer was told: the revision, and what each name, also of a type, has held since then (None: deleted)."""
 
     revision: int
     contents: Mapping[str, Json | None]
@@ -159,12 +159,19 @@ def unit_of_protobuf(unit: feed_pb2.Unit) -> Unit:
 
 
 def _change_of_protobuf(change: feed_pb2.Change) -> Change:
-    name = change.entity.name or change.previous.name or change.type.name or change.previous_type.name
-    return Change(feed_pb2.Change.Kind.Name(change.kind), name, _data(change.entity), _data(change.previous))
+    kind = feed_pb2.Change.Kind.Name(change.kind)
+    if change.kind == feed_pb2.Change.SCHEMA_CHANGED:
+        name = change.type.name or change.previous_type.name
+        return Change(kind, name, _schema(change.type), _schema(change.previous_type))
+    return Change(kind, change.entity.name or change.previous.name, _data(change.entity), _data(change.previous))
 
 
 def _data(entity: entity_pb2.Entity) -> Json | None:
     return json_of(entity.data) if entity.HasField("data") else None
+
+
+def _schema(type_: entity_pb2.EntityType) -> Json | None:
+    return json_of(type_.schema) if type_.HasField("schema") else None
 
 
 def message_of_json(message: Mapping[str, Any]) -> Message:
@@ -190,7 +197,7 @@ def unit_of_json(unit: Mapping[str, Any]) -> Unit:
 
 
 def _change_of_json(change: Mapping[str, Any]) -> Change:
-    subjects = (change.get(key) for key in ("entity", "previous", "type", "previousType"))
-    name = next(subject["name"] for subject in subjects if subject)
-    data, previous = (change.get(key, {}).get("data") for key in ("entity", "previous"))
-    return Change(change["kind"], name, data, previous)
+    is_of_type = change["kind"] == "SCHEMA_CHANGED"
+    now, before = (change.get(key, {}) for key in (("type", "previousType") if is_of_type else ("entity", "previous")))
+    content = "schema" if is_of_type else "data"
+    return Change(change["kind"], now.get("name") or before["name"], now.get(content), before.get(content))

@@ -16,6 +16,9 @@ The promises, by the name of their check:
 - ``snapshot``: all matching entities as they were at its revision, each once, and the sum is right.
 - ``durable``: every acknowledged write is in the log, at the revision that its writer was told.
 
+What an entity held before it was purged is in the log no more, so of its changes before that only what is left is
+judged: that they were committed, and by a reader without a filter, that they came.
+
 Those that the stream alone can tell (all but ``reliable``, ``filter``, ``enter_leave``, ``previous_value`` and
 ``durable``) are checked on live traffic, too; see ``verify``.
 """
@@ -71,13 +74,16 @@ class _Truth:
         self.units: dict[int, Mapping[str, Change]] = {}
         # By name: what it held before the change at a revision, also if it was deleted by then.
         self.before: dict[tuple[int, str], Json | None] = {}
-        # Of purged entities nothing is kept, also in the log: their contents cannot be compared.
-        self.purged = {change.name for unit in log for change in unit.changes if change.kind == "PURGED"}
+        # By name: the revision of its last purge.
+        self._purges = {
+            change.name: unit.revision for unit in log for change in unit.changes if change.kind == "PURGED"
+        }
         held: dict[str, Json | None] = {}
         for unit in log:
             self.units[unit.revision] = {change.name: change for change in unit.changes}
             for change in unit.changes:
-                self.before[unit.revision, change.name] = None if change.kind == "CREATED" else held.get(change.name)
+                begins = change.kind in ("CREATED", "PURGED")
+                self.before[unit.revision, change.name] = None if begins else held.get(change.name)
                 held[change.name] = change.data
 
     def faults(self) -> Iterator[Violation]:
@@ -93,7 +99,7 @@ class _Truth:
             changes = self.units.get(told.revision, {})
             for name, content in told.contents.items():
                 change = changes.get(name)
-                if change is None or (name not in self.purged and _content(change) != content):
+                if change is None or (_content(change) != content and not self.is_blank(told.revision, name)):
                     yield Violation("durable", "", f"{name} was acknowledged at {told.revision}, the log has {change}")
 
     def live_at(self, revision: int) -> dict[str, tuple[int, Json]]:
@@ -103,9 +109,18 @@ class _Truth:
             for change in unit.changes:
                 if change.kind in _GONE:
                     state.pop(change.name, None)
-                elif change.data is not None:
+                elif change.data is not None and change.kind != "SCHEMA_CHANGED":
                     state[change.name] = (unit.revision, change.data)
         return state
+
+    def is_blank(self, revision: int, name: str) -> bool:
+        """Whether what *name* held at *revision* was purged since."""
+        return revision < self._purges.get(name, 0)
+
+    def is_unknown(self, revision: int, change: Change, selection: Selection) -> bool:
+        """Whether nobody can tell any more what *change* was to the reader: its filter has nothing to look at."""
+        filtered = selection.matches is not None and change.kind not in _UNFILTERED
+        return filtered and self.is_blank(revision, change.name)
 
     def expected(self, revision: int, change: Change, selection: Selection) -> str:
         """What *change* is to the reader; empty: nothing."""
@@ -200,7 +215,7 @@ def _of_unit(unit: Unit, selection: Selection, truth: _Truth) -> Iterator[FeedVi
         if committed is None:
             yield FeedViolation("reliable", f"{where} was never committed")
             continue
-        if change.name in truth.purged:
+        if truth.is_unknown(unit.revision, committed, selection):
             continue
         expected = truth.expected(unit.revision, committed, selection)
         if not expected:
@@ -209,9 +224,12 @@ def _of_unit(unit: Unit, selection: Selection, truth: _Truth) -> Iterator[FeedVi
             # Among the three that tell how a filter is crossed; any other kind is simply not what happened.
             crossing = {change.kind, expected} <= _CROSSINGS
             yield FeedViolation("enter_leave" if crossing else "reliable", f"{where} should be {expected}")
+        if truth.is_blank(unit.revision, change.name):
+            continue
         if change.data != committed.data:
             yield FeedViolation("reliable", f"{where} holds {change.data}, committed was {committed.data}")
-        before = truth.before[unit.revision, change.name] if selection.previous else None
+        shown = selection.previous or change.kind == "SCHEMA_CHANGED"
+        before = truth.before[unit.revision, change.name] if shown else None
         if change.previous != before:
             yield FeedViolation("previous_value", f"{where} has previous {change.previous}, it was {before}")
 
@@ -225,7 +243,8 @@ def _of_absences(recording: Recording, seen: Mapping[int, set[str]], truth: _Tru
         wanted = {
             name
             for name, change in truth.units.get(revision, {}).items()
-            if name not in truth.purged and truth.expected(revision, change, recording.selection)
+            if not truth.is_unknown(revision, change, recording.selection)
+            and truth.expected(revision, change, recording.selection)
         }
         if revision not in seen:
             if wanted:
@@ -260,8 +279,9 @@ def _compare(
 ) -> Iterator[FeedViolation]:
     for name, (revision, data) in truth.live_at(done.revision).items():
         wanted = selection.is_about(name) and (selection.matches is None or selection.matches(data))
-        if name in truth.purged or came.get(name) == ((revision, data) if wanted else None):
+        if truth.is_blank(done.revision, name) or came.get(name) == ((revision, data) if wanted else None):
             continue
         yield FeedViolation("snapshot", f"{name} at {done.revision}: {came.get(name)} instead of {(revision, data)}")
-    for name in came.keys() - truth.live_at(done.revision).keys() - truth.purged:
-        yield FeedViolation("snapshot", f"{name} did not live at {done.revision}")
+    for name in came.keys() - truth.live_at(done.revision).keys():
+        if not truth.is_blank(done.revision, name):
+            yield FeedViolation("snapshot", f"{name} did not live at {done.revision}")
