@@ -15,9 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+import grpc
+from google.protobuf.message import Message as ProtoMessage
 from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
-from strandline.entity.v1 import entity_pb2
+from strandline.entity.v1 import entity_pb2, entity_service_pb2, entity_service_pb2_grpc
 from strandline_cli.platform import Running
 from strandline_client import Client, FeedEnded, Start
 from strandline_client.history import (
@@ -29,9 +31,11 @@ from strandline_client.history import (
     Unit,
     message_of_json,
     message_of_protobuf,
+    type_of,
     unit_of_protobuf,
 )
 from strandline_client.json_data import json_of
+from strandline_client.retry import new_request_id
 
 from services.entity.compaction import compact
 from services.runtime.call import Namespace
@@ -41,6 +45,8 @@ from services.runtime.settings import with_password
 Transport: TypeAlias = Literal["grpc", "ndjson", "sse", "websocket"]
 TRANSPORTS: tuple[Transport, ...] = ("grpc", "ndjson", "sse", "websocket")
 TYPES = ("buoy", "ship", "whale")
+FLEETING = "squall"
+"""The type that comes and goes: when no one writes, there is none."""
 NAMES = 8
 """Of each writer, in each type."""
 CATCH_UP_SECONDS = 60.0
@@ -123,6 +129,8 @@ class World:
     schemas: dict[str, dict[str, Any]]
     live: dict[str, Json] = field(default_factory=dict)
     deleted: dict[str, Json] = field(default_factory=dict)
+    purged: dict[str, int] = field(default_factory=dict)
+    """The revision of the last purge of a name: who comes now gets nothing of what it held before."""
     head: int = 0
     epoch: str = ""
     acknowledgements: list[Acknowledgement] = field(default_factory=list)
@@ -149,14 +157,38 @@ class World:
                     return
                 await asyncio.sleep(_BETWEEN_SECONDS)
             chosen = chance.sample(names, chance.randint(1, 6))
-            if chance.random() < 0.3:
+            known = [name for name in chosen if name in self.live or name in self.deleted]
+            if known and chance.random() < 0.15:
+                await self.purge(known[0])
+            elif chance.random() < 0.3:
                 await self._write_apart(chance, chosen)
             else:
                 await self._write_together(chance, chosen)
 
+    async def create(self, chance: random.Random, name: str) -> None:
+        """One unit, with any content."""
+        data = self._content(chance, name)
+        await self._commit({name: (_create(name, data), data)})
+
+    async def delete(self, name: str) -> None:
+        """One unit."""
+        await self._commit({name: (_delete(name), None)})
+
+    async def purge(self, name: str) -> None:
+        """Two units if it lives, or one."""
+        request = entity_service_pb2.PurgeEntityRequest(name=name, request_id=new_request_id())
+        stub: entity_service_pb2_grpc.EntityServiceAsyncStub = entity_service_pb2_grpc.EntityServiceStub(self.channel)
+        revision = (await self.ask(stub.PurgeEntity, request)).revision
+        self._acknowledge(revision, {name: None})
+        self.live.pop(name, None)
+        self.deleted.pop(name, None)
+        self.purged[name] = revision
+
     async def _write_together(self, chance: random.Random, names: Sequence[str]) -> None:
         """One unit."""
-        changes = {name: self._mutation(chance, name) for name in names}
+        await self._commit({name: self._mutation(chance, name) for name in names})
+
+    async def _commit(self, changes: Mapping[str, tuple[entity_pb2.Mutation, Json | None]]) -> None:
         answer = await self.client.transact(self.namespace, [mutation for mutation, _ in changes.values()])
         self.epoch = answer.epoch
         self._learn(answer.revision, {name: data for name, (_, data) in changes.items() if self._differs(name, data)})
@@ -173,22 +205,22 @@ class World:
     def _mutation(self, chance: random.Random, name: str) -> tuple[entity_pb2.Mutation, Json | None]:
         """Anything that can be done to *name*, and what it holds then."""
         data: Json = self._content(chance, name)
-        body = json.dumps(data).encode()
         if name in self.deleted and chance.random() < 0.5:
             return entity_pb2.Mutation(undelete=entity_pb2.UndeleteMutation(name=name)), self.deleted[name]
         if name not in self.live:
-            return entity_pb2.Mutation(create=entity_pb2.CreateMutation(name=name, data_json=body)), data
+            return _create(name, data), data
         if chance.random() < 0.25:
-            return entity_pb2.Mutation(delete=entity_pb2.DeleteMutation(name=name)), None
-        update = entity_pb2.UpdateMutation(name=name, data_json=body, update_mask=["*"])
+            return _delete(name), None
+        update = entity_pb2.UpdateMutation(name=name, data_json=json.dumps(data).encode(), update_mask=["*"])
         return entity_pb2.Mutation(update=update), data
 
     def _content(self, chance: random.Random, name: str) -> Json:
         """Valid content; now and then what is there already."""
         if name in self.live and chance.random() < 0.1:
             return self.live[name]
-        required = self.schemas[name.split("/")[3]]["required"]
-        content = {key: _value(chance, key) for key in "nsb" if key in required or chance.random() < 0.7}
+        declared = self.schemas[type_of(name)]
+        content = {key: _value(chance, key) for key in "nsb" if key in declared["required"] or chance.random() < 0.7}
+        content |= {key: 1 for key in declared["properties"] if key.startswith("y") and chance.random() < 0.3}
         if self.bulk:
             self.bulk_written += self.bulk
             content["bulk"] = chance.choice("abc") * self.bulk
@@ -197,10 +229,18 @@ class World:
     def _differs(self, name: str, data: Json | None) -> bool:
         return self.live.get(name) != data
 
-    def _learn(self, revision: int, contents: Mapping[str, Json | None]) -> None:
+    def learn_type(self, revision: int, type_id: str, declared: dict[str, Any] | None) -> None:
+        """The schema of a type is *declared* since *revision*; None: there is no such type."""
+        self._acknowledge(revision, {self.type_name(type_id): declared})
+        if declared is not None:
+            self.schemas[type_id] = declared
+
+    def _acknowledge(self, revision: int, contents: Mapping[str, Json | None]) -> None:
         self.head = max(self.head, revision)
-        if contents:
-            self.acknowledgements.append(Acknowledgement(revision, contents))
+        self.acknowledgements.append(Acknowledgement(revision, contents))
+
+    def _learn(self, revision: int, contents: Mapping[str, Json | None]) -> None:
+        self._acknowledge(revision, contents)
         for name, data in contents.items():
             if data is not None:
                 self.live[name] = data
@@ -211,9 +251,10 @@ class World:
     async def query(self, selection: Selection, filter: str) -> dict[str, Json]:
         """What the entity service says there is, not older than the head."""
         found: dict[str, Json] = {}
-        for type_id in selection.types or TYPES:
-            parent = f"namespaces/{self.namespace}/types/{type_id}"
-            entities = self.client.list_entities(parent, filter=filter, page_size=1000, min_revision=self.head)
+        for type_id in (selection.types or {*TYPES}) - {FLEETING}:
+            entities = self.client.list_entities(
+                self.type_name(type_id), filter=filter, page_size=1000, min_revision=self.head
+            )
             async for entity in entities:
                 if selection.is_about(entity.name):
                     found[entity.name] = json_of(entity.data)
@@ -223,6 +264,18 @@ class World:
         """What its writers say there must be."""
         chosen = ((name, data) for name, data in self.live.items() if selection.is_about(name))
         return {name: data for name, data in chosen if selection.matches is None or selection.matches(data)}
+
+    def type_name(self, type_id: str) -> str:
+        return f"namespaces/{self.namespace}/types/{type_id}"
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """For what the client has no method."""
+        return self.client._channel
+
+    async def ask(self, method: Callable[..., Any], request: ProtoMessage) -> Any:
+        """The answer to what the client has no method for, as patiently as with one."""
+        return await self.client._call(method, request, self.namespace)
 
     async def remember(self) -> None:
         """Read what the log has got since the last time."""
@@ -258,10 +311,19 @@ class World:
         self.horizon = horizon
 
 
+def _create(name: str, data: Json) -> entity_pb2.Mutation:
+    return entity_pb2.Mutation(create=entity_pb2.CreateMutation(name=name, data_json=json.dumps(data).encode()))
+
+
+def _delete(name: str) -> entity_pb2.Mutation:
+    return entity_pb2.Mutation(delete=entity_pb2.DeleteMutation(name=name))
+
+
 class Watcher:
     """A reader with any selection, over any transport, from the beginning or a snapshot: its state is the query's.
 
     It begins again, with a snapshot, when it is told that its place is lost: then it must be, and otherwise must not.
+    Of what was purged before it came (again), it must see nothing.
     """
 
     def __init__(self, chance: random.Random, world: World, number: int) -> None:
@@ -354,6 +416,7 @@ class Watcher:
     async def _follow(self) -> None:
         place = self._start.after_revision
         is_gone = place is not None and place < self._world.horizon
+        purged = dict(self._world.purged)
         fresh: dict[str, Json] = {}
         async for message in self._messages():
             assert not is_gone, f"{self.name} went on after {place}, which was cut"
@@ -364,6 +427,11 @@ class Watcher:
                 self.state = fresh
             for unit in message.units or ():
                 for change in unit.changes:
+                    if unit.revision < purged.get(change.name, 0):
+                        seen = (change.data, change.previous)
+                        assert seen == (None, None), f"{self.name} was shown what was purged: {change}"
+                    if change.kind == "SCHEMA_CHANGED":
+                        continue
                     if change.kind in _GONE:
                         self.state.pop(change.name, None)
                     elif change.data is not None:
@@ -395,7 +463,7 @@ def _any_scope(chance: random.Random) -> tuple[Sequence[str], Sequence[str]]:
         case 2 | 3:
             return (chance.choice(TYPES),), ()
         case 4:
-            return TYPES[:2], ()
+            return (*TYPES[:2], FLEETING), ()
         case _:
             names = [f"{type_id}/w{writer}-{number}" for type_id in TYPES for writer in (0, 1) for number in (0, 1, 2)]
             return (), sorted(chance.sample(names, 9))

@@ -23,6 +23,7 @@ from strandline_client.validation import validate
 from .faults import FAULTS, Fault, Scene
 from .local_platform import Platform
 from .oracle import TYPES, Watcher, World, schema
+from .oracle_types import Types
 
 GATE_SEED = 20261122
 GATE_FAULTS = (
@@ -39,6 +40,8 @@ WRITERS = 3
 WATCHERS = 8
 UNITS = 8
 """Of each writer, in each round, at least."""
+TYPE_CHANGES = 3
+"""In each round, at least."""
 SOAK_FAULTS = 8
 SOAK_SECONDS = float(os.environ.get("STRANDLINE_SOAK_SECONDS", "0"))
 
@@ -67,6 +70,7 @@ async def one_round(scene: Scene, fault: Fault) -> None:
     async with asyncio.TaskGroup() as writing:
         for number, seed in enumerate(seeds):
             writing.create_task(world.write(seed, number, UNITS, enough))
+        writing.create_task(Types(world).change(random.Random(chance.random()), TYPE_CHANGES, enough))
         await asyncio.sleep(chance.uniform(0, 0.2))
         await fault.strike(scene)
         enough.set()

@@ -142,7 +142,7 @@ def test_a_change_of_a_type_is_the_same_in_either_encoding() -> None:
     unit = feed_pb2.Unit(revision=3)
     change = unit.changes.add(kind=feed_pb2.Change.SCHEMA_CHANGED)
     change.type.name = change.previous_type.name = TYPE
-    change.type.schema.update(NEW)
+    change.type.schema.update(NEW)  # type: ignore[arg-type]
     change.previous_type.schema.update(OLD)
     assert unit_of_protobuf(unit) == unit_of_json(MessageToDict(unit)) == Unit(3, (WRITTEN[2],))
     change.ClearField("type")
