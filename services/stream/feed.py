@@ -138,6 +138,12 @@ class Feed:
                     yield page
         elif self._start.greet:
             yield self._progress()
+        # What the hub has not seen may be a purge of what it holds, answered before this feed began.
+        while self._cursor < self.head.revision and self._hub.position < self.head.revision:
+            await self._permit.demand()
+            if self._is_overdue():
+                yield self._progress()
+            await self._hub.changed()
         while True:
             await self._permit.demand()
             if self._stop is not None and self._cursor >= self._stop:

@@ -126,6 +126,30 @@ async def test_a_purge_is_in_every_feed_that_begins_after_it_was_seen(owner: Own
             await asyncio.gather(*coming)
 
 
+@pytest.mark.parametrize("selection", [{}, {"filter": "data.n >= 0"}], ids=["everything", "filtered"])
+@pytest.mark.parametrize("kept_in", ["ring", "segments"])
+async def test_a_purge_is_in_every_feed_that_begins_after_it_was_answered(
+    owner: Owner, stream: StreamService, kept_in: str, selection: dict[str, str]
+) -> None:
+    """Nobody has told the stream service of it: the bus may be late, or lost."""
+    units = [[created(1, SECRET)], [created(2)]]
+    blank = Statement(
+        "UPDATE units SET body = overlay(body placing %s from position(%s::bytea in body))"
+        " WHERE namespace = %s AND revision = 1",
+        (bytes(len(SECRET)), SECRET, TIDES.id),
+    )
+    async with stream.watch(now=True) as live:
+        if kept_in == "ring":
+            await live.next()
+        await commit(owner, 1, units)
+        async with stream.watch(after_revision=0, **selection) as before:
+            assert SECRET in (await before.until(2))[0].SerializeToString()
+        await live.until(2)
+        await commit(owner, 3, [[Change(PURGED, "buoy", "b1", created(1).entity)]], blank)
+        async with stream.watch(after_revision=0, **selection) as after:
+            assert SECRET not in b"".join(unit.SerializeToString() for unit in await after.until(3))
+
+
 async def test_a_purge_is_in_what_a_feed_held_back_while_its_reader_took_nothing(
     owner: Owner, stream: StreamService
 ) -> None:
