@@ -1,4 +1,4 @@
-"""What is done to a running platform while it is written to and read.
+"""What is done to a running platform while it is written to and read, one thing or two at a time.
 
 Each fault is over when ``strike`` returns, but for the start of the processes that it has ended.
 """
@@ -11,16 +11,16 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from strandline_cli import envoys, services
 from strandline_cli.parts import Layout
 from strandline_cli.platform import Running
 
-from .oracle import Watcher, World, until
+from .oracle import TYPES, Watcher, World, until
 
-Kind: TypeAlias = Literal["kill", "drain", "pause", "hold", "lose", "roll", "slow", "cut"]
+Kind: TypeAlias = Literal["kill", "drain", "pause", "hold", "lose", "roll", "slow", "cut", "purge"]
 SERVICES = ("user", "entity", "stream")
 PROXIES = ("edge", "user-sidecar", "entity-sidecar", "stream-sidecar")
 # What asks a part for an orderly end. PostgreSQL would wait for its clients at a SIGTERM.
@@ -163,6 +163,20 @@ async def _cut(scene: Scene, _: str) -> None:
     assert all(reader.told_compacted for reader in behind)
 
 
+async def _purge(scene: Scene, _: str) -> None:
+    """What was written while some readers were away, and what others still hold, is purged before these come back."""
+    away = scene.chance.sample(scene.readers, 4)
+    for reader in away:
+        await reader.leave()
+    name = f"{scene.world.type_name(scene.chance.choice(TYPES))}/entities/p{scene.chance.randrange(2**32)}"
+    await scene.world.create(scene.chance, name)
+    await asyncio.gather(*(reader.reach(scene.world.head) for reader in scene.readers if reader not in away))
+    await scene.world.purge(name)
+    for reader in away:
+        reader.come_back()
+    await asyncio.gather(*(reader.reach(scene.world.head) for reader in away))
+
+
 def _two_groups(readers: Sequence[Watcher]) -> tuple[Sequence[Watcher], Sequence[Watcher]]:
     return readers[::2], readers[1::2]
 
@@ -176,7 +190,10 @@ _STRIKES: dict[Kind, Callable[[Scene, str], Awaitable[None]]] = {
     "roll": _roll,
     "slow": _slow,
     "cut": _cut,
+    "purge": _purge,
 }
+# What may strike beside any other: it asks nothing of the readers.
+_BESIDE: frozenset[Kind] = frozenset({"kill", "drain", "pause"})
 
 
 @dataclass(frozen=True)
@@ -219,4 +236,31 @@ FAULTS = (
     Fault("roll"),
     Fault("slow"),
     Fault("cut"),
+    Fault("purge"),
 )
+
+
+def any_rounds(chance: random.Random, number: int) -> list[tuple[Fault, ...]]:
+    """So many rounds of different faults, most of them with another one beside."""
+    return [_with_another(chance, fault) for fault in chance.sample(FAULTS, number)]
+
+
+def _with_another(chance: random.Random, fault: Fault) -> tuple[Fault, ...]:
+    others = [other for other in FAULTS if other.kind in _BESIDE and other.part != fault.part]
+    if fault.kind == "cut":
+        others = [other for other in others if other.part != "postgres"]  # which is what cuts
+    return (fault, chance.choice(others)) if chance.random() < 0.7 else (fault,)
+
+
+async def strike(scene: Scene, faults: Sequence[Fault]) -> None:
+    """All at once, more or less: the first one comes first."""
+
+    async def after(seconds: float, fault: Fault, chance: random.Random) -> None:
+        await asyncio.sleep(seconds)
+        # Its own choices: those of the others do not depend on who is quicker.
+        await fault.strike(replace(scene, chance=chance))
+
+    async with asyncio.TaskGroup() as striking:
+        for number, fault in enumerate(faults):
+            seconds = number * scene.chance.uniform(0, 0.5)
+            striking.create_task(after(seconds, fault, random.Random(scene.chance.random())))
