@@ -9,13 +9,13 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from services.entity.content import CompiledType, Entry, Rendered, canonical
-from services.entity.model import EntityKey, StoredEntity, encode_entity, etag_of
+from services.entity.model import MAX_ENTITY_BYTES, EntityKey, StoredEntity, encode_entity, etag_of
 from services.entity.mutations import Kind, Mutation
 from services.entity.store import EntityRow
 from services.runtime import wire
 from services.runtime.changelog import CREATED, DELETED, EXPIRED, UNDELETED, UPDATED, Change
 from services.runtime.committer import Stamp
-from services.runtime.errors import Aborted, AlreadyExists, Error, NotFound, invalid_field
+from services.runtime.errors import Aborted, AlreadyExists, Error, NotFound, invalid_field, refusal_of
 from services.runtime.ids import uuid7
 from services.runtime.wire import JsonObject
 
@@ -228,8 +228,10 @@ class _Step:
             expire_time=expire_time,
             created_by=created_by,
             updated_by=self.actor,
-            field=self.prepared.mutation.field,
         )
+        if len(message) > MAX_ENTITY_BYTES and kind in (CREATED, UPDATED):
+            problem = f"the entity takes {len(message)} bytes, at most {MAX_ENTITY_BYTES} are allowed"
+            raise refusal_of(self.prepared.mutation.field, "ENTITY_TOO_LARGE", problem, limit=str(MAX_ENTITY_BYTES))
         removed, added = self._moved(rendered.entries, deleted=delete_time is not None)
         row = EntityRow(
             key,

@@ -14,12 +14,14 @@ import orjson
 
 from services.entity.index_keys import IndexSpec
 from services.runtime import wire
-from services.runtime.errors import invalid_field, refusal_of
+from services.runtime.errors import invalid_field
 from services.runtime.filters.ast import Path
 from services.runtime.wire import JsonObject
 
 MAX_ENTITY_BYTES: Final = 256 * 1024
-"""A serialized entity."""
+"""A serialized entity, as a request may make it."""
+MAX_STORED_BYTES: Final = MAX_ENTITY_BYTES + 256
+"""The same as it is stored: when it is deleted, the time of that and who did it come in, whatever its size."""
 MAX_ANSWER_BYTES: Final = 3 * 2**20
 """Where a page or a batch of reads ends."""
 _ORDERED, _FULL_TEXT = 1, 2  # strandline.entity.v1.Index.Kind
@@ -198,18 +200,13 @@ def encode_entity(
     expire_time: datetime | None,
     created_by: str,
     updated_by: str,
-    field: str,
 ) -> bytes:
-    """Serialize ``strandline.entity.v1.Entity``; *struct* is its data, serialized, *field* where a request has it.
-
-    Raises:
-        InvalidArgument: ``ENTITY_TOO_LARGE``, above 256 KiB.
-    """
+    """Serialize ``strandline.entity.v1.Entity``; *struct* is its data, serialized."""
     raw_name, raw_uid, etag = name.encode(), uid.encode(), b'"%d"' % revision
     created = wire.timestamp(7, create_time)
     # Often the same moment: then only the field number differs.
     updated = b"\x42" + created[1:] if update_time == create_time else wire.timestamp(8, update_time)
-    message = b"".join(
+    return b"".join(
         (
             b"\x0a",
             wire.varint(len(raw_name)),
@@ -228,10 +225,6 @@ def encode_entity(
             _text_of_many(12, updated_by),
         )
     )
-    if len(message) > MAX_ENTITY_BYTES:
-        problem = f"the entity takes {len(message)} bytes, at most {MAX_ENTITY_BYTES} are allowed"
-        raise refusal_of(field, "ENTITY_TOO_LARGE", problem, limit=str(MAX_ENTITY_BYTES))
-    return message
 
 
 _text_of_many = lru_cache(maxsize=2048)(wire.text)  # types and principals: few, and short

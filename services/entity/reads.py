@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from services.entity import store, usage_store
-from services.entity.model import MAX_ANSWER_BYTES, MAX_ENTITY_BYTES, EntityKey
+from services.entity.model import MAX_ANSWER_BYTES, MAX_STORED_BYTES, EntityKey
 from services.entity.usage_store import Budget
 from services.runtime.call import MinRevision, Namespace
 from services.runtime.changelog import Head, head_of, select_head
@@ -17,7 +17,7 @@ from services.runtime.errors import Unavailable
 
 MAX_TOGETHER: Final = 500
 MAX_BYTES_TOGETHER: Final = 16 * 2**20
-FEW: Final = MAX_BYTES_TOGETHER // MAX_ENTITY_BYTES
+FEW: Final = MAX_BYTES_TOGETHER // MAX_STORED_BYTES
 """So many can go together however large they are."""
 CROWD: Final = 4
 """So many at once say that more are on their way: the next ones wait for company. Fewer callers never wait."""

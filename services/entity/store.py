@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final, LiteralString, NamedTuple
 
 from services.entity.content import Entry
-from services.entity.model import MAX_ENTITY_BYTES, EntityKey, StoredEntity
+from services.entity.model import MAX_STORED_BYTES, EntityKey, StoredEntity
 from services.runtime.database import (
     Row,
     Statement,
@@ -88,7 +88,7 @@ def select_some_entities(namespace: str, keys: Sequence[EntityKey], max_bytes: i
     Without an order for the sum, which would cost a sort: any of *keys* may be the ones beyond. Few keys, as nearly
     always, cannot be too much, and are not summed up.
     """
-    if len(keys) * MAX_ENTITY_BYTES <= max_bytes:
+    if len(keys) * MAX_STORED_BYTES <= max_bytes:
         return select_entities(namespace, keys)
     types, ids = zip(*keys, strict=True)
     return Statement(
@@ -263,7 +263,7 @@ def read_entities(namespace: str, keys: Sequence[EntityKey], max_bytes: int) -> 
     """
     types, ids = zip(*keys, strict=True)
     asked = (namespace, packed_text(types), packed_text(ids))
-    if len(keys) * MAX_ENTITY_BYTES <= max_bytes:
+    if len(keys) * MAX_STORED_BYTES <= max_bytes:
         return Statement("SELECT epoch, revision, horizon, place, message, false FROM read_entities(%s, %s, %s)", asked)
     # A share for each, not a sum, so that nothing has to be put in order; the length is known without the content.
     share = max_bytes // len(keys)

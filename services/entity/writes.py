@@ -26,7 +26,7 @@ from services.entity.content import CompiledType, Entry
 from services.entity.decisions import Outcome, Prepared, Stale
 from services.entity.ledger import MAX_READ_BYTES, EntityUnit, Write, refusal_in
 from services.entity.limits import UNLIMITED, Limits
-from services.entity.model import MAX_ENTITY_BYTES, EntityKey, StoredEntity, parse_entity_name
+from services.entity.model import MAX_STORED_BYTES, EntityKey, StoredEntity, parse_entity_name
 from services.entity.mutations import Kind, Mutation, fingerprint
 from services.entity.operations import apply
 from services.entity.preconditions import Precondition
@@ -269,7 +269,7 @@ class Writer:
         if rows:
             return Outcome(outcome.name, outcome.revision, rows[0][3])
         # It changed nothing, and the version that it found is no longer in the log.
-        states = select_states(namespace.id, [key], revision, MAX_ENTITY_BYTES, show_deleted=True)
+        states = select_states(namespace.id, [key], revision, MAX_STORED_BYTES, show_deleted=True)
         (rows,) = await self._database.read(namespace.id, states)
         return Outcome(outcome.name, outcome.revision, state_of(rows[0])[1] or b"")
 

@@ -78,6 +78,20 @@ async def test_an_entity_over_256_kib_is_refused(shore: Shore) -> None:
     assert await shore.head() == 2
 
 
+async def test_the_largest_entity_that_fits_can_be_deleted_and_brought_back(shore: Shore) -> None:
+    """Deleted it takes more: the time of that is in it."""
+    await shore.declare()
+    size = (await shore.create("a1", {"t": "x" * 261_000})).entity.ByteSize()
+    made = (await shore.create("b1", {"t": "x" * (261_000 + 256 * 1024 - size)})).entity
+    assert made.ByteSize() == 256 * 1024
+    deleted = (await shore.delete("b1")).entity
+    assert deleted.ByteSize() > 256 * 1024
+    assert await shore.get("b1") == deleted
+    back = (await shore.undelete("b1")).entity
+    assert await shore.get("b1") == back
+    assert deleted.data == back.data == made.data
+
+
 @pytest.mark.parametrize("value", [2.0**53, -(2.0**53), 1e300, float("nan"), float("inf")])
 async def test_a_number_that_cannot_be_kept_is_refused(shore: Shore, value: float) -> None:
     await shore.declare()

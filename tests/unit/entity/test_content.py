@@ -93,7 +93,6 @@ def test_an_encoded_entity_is_what_its_proto_says() -> None:
         delete_time=NOW,
         created_by="ann",
         updated_by="bob",
-        field="entity.data",
     )
     entity = entity_pb2.Entity.FromString(raw)
     assert (entity.name, entity.type, entity.uid, entity.etag, entity.revision) == (
