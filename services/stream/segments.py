@@ -204,12 +204,18 @@ class Segments:
                 return segment
 
     def _begin_reading(self, block: _Block) -> asyncio.Task[Segment | None]:
+        async def read() -> Segment | None:
+            try:
+                return await self._read(block)
+            finally:
+                # Before it is done: who found a done one too old would find it again, without end.
+                del self._reads[block]
+
         def ended(task: asyncio.Task[Segment | None]) -> None:
-            del self._reads[block]
             if not task.cancelled():
                 task.exception()  # those who wait get it; if nobody does any more, nobody needs it
 
-        task = self._reads[block] = asyncio.create_task(self._read(block))
+        task = self._reads[block] = asyncio.create_task(read())
         task.add_done_callback(ended)
         return task
 

@@ -13,7 +13,7 @@ from strandline.stream.v1 import feed_pb2
 from services.runtime.changelog import Head
 from services.runtime.errors import FailedPrecondition, OutOfRange, Unavailable
 from services.stream.hub import Hub
-from services.stream.segments import MAX_BYTES, MAX_UNITS, Segments
+from services.stream.segments import MAX_BYTES, MAX_UNITS, Segment, Segments
 
 
 def unit(revision: int, size: int) -> bytes:
@@ -178,6 +178,26 @@ async def test_a_read_that_a_purge_overtakes_is_done_again() -> None:
     log.go_on.set()
     bodies, _ = await walking
     assert bodies == log.bodies
+
+
+async def test_who_comes_when_an_overtaken_read_has_just_ended_reads_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log([100] * 10)
+    segments, hub = Segments(log), hub_of(log)
+    hub.start(Head("tides", log.epoch, 0))
+    late: list[asyncio.Task[Segment | None]] = []
+    units = log.units
+
+    async def overtaken(namespace: str, after: int, to: int = 0, max_bytes: int = 0) -> tuple[Head, Sequence[bytes]]:
+        answer = await units(namespace, after, to, max_bytes)
+        if not late:
+            hub.purged_to = log.purge(5)
+            late.append(asyncio.create_task(segments.after(hub, 0)))  # its turn comes before that of those who wait
+        return answer
+
+    monkeypatch.setattr(log, "units", overtaken)
+    for segment in (await segments.after(hub, 0), await late[0]):
+        assert segment is not None
+        assert [each.body for each in segment.units] == log.bodies
 
 
 async def test_what_may_hold_purged_content_does_not_stay_in_memory() -> None:
