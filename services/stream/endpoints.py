@@ -10,6 +10,7 @@ They and nothing else may be on loopback.
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -28,6 +29,7 @@ _URL = re.compile(
     r"(?P<path>/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?"
     r"(?P<query>\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*)?"
 )
+_PORT = re.compile(r"[0-9]{1,5}")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # A last label of digits, or 0x and digits, makes the whole name an address to some parser.
 _TOP_LABEL = re.compile(r"[a-z][a-z0-9-]*")
@@ -103,19 +105,26 @@ def parse_receivers(text: str) -> tuple[Receiver, ...]:
     """Receivers from ``host:port=/path/of/ca.pem``, separated by commas; empty: none.
 
     Raises:
-        RuntimeError: one is malformed, not on loopback, or its file is missing.
+        RuntimeError: one is malformed, not on loopback, or its file is missing or holds no certificate.
     """
     receivers = []
     for item in filter(None, (part.strip() for part in text.split(","))):
         address, _, authority = item.partition("=")
         host, _, port = address.rpartition(":")
-        if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65536 and authority):
+        if not (host and authority):
             raise RuntimeError(f"a webhook receiver is <host>:<port>=<file of its authority>, not {item!r}")
+        if not (_PORT.fullmatch(port) and 0 < int(port) < 65536):
+            raise RuntimeError(f"the port of a webhook receiver is 1 to 65535, not {port!r}")
         literal = _literal(host)
         if literal is not None and not literal.is_loopback:
             raise RuntimeError(f"a webhook receiver must be on loopback, and {host} is not")
         if not Path(authority).is_file():
             raise RuntimeError(f"the authority of the webhook receiver {address} is missing: {authority}")
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(authority)
+        except ssl.SSLError as failure:
+            message = f"the authority of the webhook receiver {address} is no certificate in PEM: {authority}"
+            raise RuntimeError(message) from failure
         receivers.append(Receiver(host.lower(), int(port), Path(authority)))
     return tuple(receivers)
 

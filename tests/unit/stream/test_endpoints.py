@@ -225,9 +225,7 @@ def test_a_name_of_the_public_internet_may_be_asked(url: str, host: str, port: i
     assert (endpoint.url, endpoint.host, endpoint.port) == (url, host, port)
 
 
-def test_a_receiver_of_the_topology_is_open_at_its_port_only(tmp_path: Path) -> None:
-    authority = tmp_path / "ca.pem"
-    authority.touch()
+def test_a_receiver_of_the_topology_is_open_at_its_port_only(authority: Path) -> None:
     receivers = parse_receivers(f" 127.0.0.1:9443={authority}, localhost:9444={authority},")
     assert receivers == (Receiver("127.0.0.1", 9443, authority), Receiver("localhost", 9444, authority))
     assert parse_endpoint("https://127.0.0.1:9443/hook", receivers).port == 9443
@@ -247,15 +245,32 @@ def test_without_an_entry_in_the_topology_no_receiver_is_open() -> None:
     assert parse_receivers("") == ()
 
 
-@pytest.mark.parametrize(
-    "text", ["127.0.0.1:9443", "127.0.0.1={ca}", "127.0.0.1:0={ca}", ":9443={ca}", "10.0.0.1:9443={ca}", "nonsense"]
-)
-def test_a_malformed_or_distant_receiver_is_refused_at_start(text: str, tmp_path: Path) -> None:
-    (tmp_path / "ca.pem").touch()
+@pytest.mark.parametrize("text", ["127.0.0.1:9443", "127.0.0.1={ca}", ":9443={ca}", "10.0.0.1:9443={ca}", "nonsense"])
+def test_a_malformed_or_distant_receiver_is_refused_at_start(text: str, authority: Path) -> None:
     with pytest.raises(RuntimeError, match="webhook receiver"):
-        parse_receivers(text.format(ca=tmp_path / "ca.pem"))
+        parse_receivers(text.format(ca=authority))
+
+
+@pytest.mark.parametrize("port", ["0", "99999", "https", "-1", "", "9" * 5000])
+def test_a_receiver_with_a_port_that_there_is_not_is_told_that_it_is_the_port(port: str, authority: Path) -> None:
+    with pytest.raises(RuntimeError, match=f"the port of a webhook receiver is 1 to 65535, not '{port}'"):
+        parse_receivers(f"127.0.0.1:{port}={authority}")
 
 
 def test_a_receiver_whose_authority_is_missing_is_refused_at_start(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="missing"):
         parse_receivers(f"127.0.0.1:9443={tmp_path / 'ca.pem'}")
+
+
+@pytest.mark.parametrize("content", ["nothing", "text", "bytes", "only a key", "a certificate cut short"])
+def test_a_receiver_whose_authority_is_no_certificate_is_refused_at_start(content: str, authority: Path) -> None:
+    contents = {
+        "nothing": b"",
+        "text": b"to be filled in\n",
+        "bytes": b"\0\xff" * 100,
+        "only a key": authority.with_name("key.pem").read_bytes(),
+        "a certificate cut short": authority.read_bytes()[:200],
+    }
+    authority.write_bytes(contents[content])
+    with pytest.raises(RuntimeError, match=f"127.0.0.1:9443 is no certificate in PEM: {authority}"):
+        parse_receivers(f"127.0.0.1:9443={authority}")

@@ -24,18 +24,14 @@ def test_no_receiver_on_loopback_is_open_unless_the_topology_says_so() -> None:
     assert StreamSettings.from_env(ENVIRONMENT | {"STRANDLINE_TOPOLOGY": "local"}).webhook_receivers == ()
 
 
-def test_the_local_topology_may_open_receivers(tmp_path: Path) -> None:
-    authority = tmp_path / "ca.pem"
-    authority.touch()
+def test_the_local_topology_may_open_receivers(authority: Path) -> None:
     opened = {"STRANDLINE_TOPOLOGY": "local", "STRANDLINE_WEBHOOK_RECEIVERS": f"127.0.0.1:9443={authority}"}
     settings = StreamSettings.from_env(ENVIRONMENT | opened)
     assert settings.webhook_receivers == (Receiver("127.0.0.1", 9443, authority),)
 
 
 @pytest.mark.parametrize("topology", [{}, {"STRANDLINE_TOPOLOGY": "kubernetes"}, {"STRANDLINE_TOPOLOGY": ""}])
-def test_any_other_topology_with_an_open_receiver_does_not_start(topology: dict[str, str], tmp_path: Path) -> None:
-    authority = tmp_path / "ca.pem"
-    authority.touch()
+def test_any_other_topology_with_an_open_receiver_does_not_start(topology: dict[str, str], authority: Path) -> None:
     opened = {"STRANDLINE_WEBHOOK_RECEIVERS": f"127.0.0.1:9443={authority}"}
     with pytest.raises(RuntimeError, match="only in the local topology"):
         StreamSettings.from_env(ENVIRONMENT | topology | opened)
