@@ -63,6 +63,7 @@ def public_listener(topology: Topology) -> Json:
         "edge",
         [{"name": "edge", "domains": ["*"], "routes": routes(topology)}],
         filters,
+        shared=False,
         access_log=access_log(address="%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
         local_reply_config=local_reply_config(transcodes=True),
         early_header_mutation_extensions=[strip_internal_headers()],
@@ -108,6 +109,7 @@ def keys_listener(topology: Topology) -> Json:
         "keys",
         [{"name": "keys", "domains": ["*"], "routes": [keys]}],
         [transcoder(frozenset([KEYS_SERVICE])), router()],
+        shared=True,
     )
     return listener("keys", pipe_address(topology.edge.jwks_socket), manager)
 

@@ -57,6 +57,7 @@ def inbound(topology: Topology, service: Service) -> Json:
         "inbound",
         [{"name": "app", "domains": ["*"], "routes": routes}],
         [allow_list(topology, service), router()],
+        shared=True,
         upgrade_configs=[{"upgrade_type": "websocket"}],
         # The edge has made one; another replaces nothing that a caller inside the mesh could fake.
         preserve_external_request_id=True,
@@ -106,6 +107,7 @@ def outbound(target: str, socket: str) -> Json:
         f"to-{target}",
         [{"name": target, "domains": ["*"], "routes": [{"match": {"prefix": "/", "grpc": {}}, "route": route}]}],
         [router()],
+        shared=True,
         codec_type="HTTP2",
         stream_idle_timeout="0s",
         local_reply_config=local_reply_config(),

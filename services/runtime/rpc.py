@@ -172,6 +172,8 @@ def adapt_stream(method: Method, handler: Any, admit: Admission) -> Any:
             async with aclosing(handler(request, call)) as responses:
                 async for response in responses:
                     await context.write(response)
+        except grpc.aio.InternalError:
+            raise  # the client went while this was being written: nobody is to be told, and gRPC knows it
         except Exception as failure:
             await abort(context, failure, status_of(failure, method.path))
 
@@ -191,6 +193,8 @@ def adapt_both_ways(method: Method, handler: Any, admit: Admission) -> Any:
             async with aclosing(handler(requests, call)) as responses:
                 async for response in responses:
                     await context.write(response)
+        except grpc.aio.InternalError:
+            raise  # the client went while this was being written: nobody is to be told, and gRPC knows it
         except Exception as failure:
             await abort(context, failure, status_of(failure, method.path))
 
