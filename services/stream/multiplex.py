@@ -18,7 +18,16 @@ from strandline.stream.v1 import stream_service_pb2
 from strandline.stream.v1.stream_service_pb2 import WatchManyRequest, WatchManyResponse, WatchRequest
 
 from services.runtime.call import Call
-from services.runtime.errors import AlreadyExists, Error, NotFound, ResourceExhausted, Unauthenticated, invalid_field
+from services.runtime.errors import (
+    AlreadyExists,
+    Error,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unauthenticated,
+    invalid_field,
+    within,
+)
 from services.runtime.gate import Gate
 from services.runtime.rpc import Method, status_of, status_of_error
 from services.runtime.rules import check_rules
@@ -195,7 +204,8 @@ class Connection:
         await self._say_canceled(misfit.watch_id, status_of_error(misfit.error))
 
     async def _create(self, request: WatchManyRequest.Create) -> None:
-        check_rules(WatchManyRequest.Create(watch_id=request.watch_id))
+        # Its watch is looked at later, as that watch.
+        check_rules(WatchManyRequest(create=WatchManyRequest.Create(watch_id=request.watch_id)))
         while len(self._tasks) >= MAX_TASKS:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         if request.watch_id in self._watches:
@@ -266,7 +276,8 @@ class Connection:
                 self._forget(watch)  # before anything else is awaited: the client may use the id again
         except Exception as failure:
             self._forget(watch)
-            await self._say_canceled(watch.id, status_of(failure, self._method.path))
+            told = within("create.watch", failure) if isinstance(failure, InvalidArgument) else failure
+            await self._say_canceled(watch.id, status_of(told, self._method.path))
         finally:
             self._forget(watch)
 

@@ -124,6 +124,13 @@ class Client:
         last = self.received[-1] if self.received else None
         return reason_of(last) if last is not None and not last.watch_id else ""
 
+    @property
+    def last_words(self) -> str:
+        """The text of ``failure``."""
+        if isinstance(self._failure, grpc.aio.AioRpcError):
+            return str(self._failure.details())
+        return str(self.received[-1].canceled.status.message)
+
     async def done(self) -> None:
         """Ask for nothing more."""
         await self._call.done_writing()
@@ -137,6 +144,14 @@ def reason_of(response: WatchManyResponse) -> str:
     info = error_details_pb2.ErrorInfo()
     status.details[0].Unpack(info)
     return str(info.reason)
+
+
+def fields_of(response: WatchManyResponse) -> list[str]:
+    """The fields that a refusal names."""
+    request = error_details_pb2.BadRequest()
+    for detail in response.canceled.status.details[1:]:
+        detail.Unpack(request)
+    return [violation.field for violation in request.field_violations]
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import pytest
 from strandline.stream.v1 import feed_pb2
 
 from .conftest import TIDES
-from .connection import TRANSPORTS, URL, connect, reason_of
+from .connection import TRANSPORTS, URL, connect, fields_of, reason_of
 from .owner import Owner
 from .service import StreamService
 
@@ -45,6 +45,30 @@ async def test_a_watch_that_cannot_be_is_canceled_for_the_reason_of_an_error_and
 
 
 @TRANSPORTS
+async def test_what_is_wrong_in_a_watch_is_named_by_its_path_in_the_request(
+    stream: StreamService, transport: str
+) -> None:
+    wrong: dict[str, dict[str, Any]] = {
+        "start": {},
+        "types[1]": {"now": True, "types": ["buoy", "Buoy"]},
+        "types": {"now": True, "types": ["buoy"], "ids": ["buoy/a"]},
+        "ids[0]": {"now": True, "ids": ["a"]},
+        "filter": {"now": True, "filter": "data.a ="},
+        "read_mask": {"now": True, "read_mask": ["data..x"]},
+        "progress_interval": {"now": True, "progress_interval": {"seconds": 7200}},
+        "after_revision": {"after_revision": -1},
+        "resume_token": {"resume_token": "abc"},
+        "parent": {"parent": "tides", "now": True},
+    }
+    async with connect(stream, transport) as client:
+        for field, watch in wrong.items():
+            await client.create("w", **watch)
+            refusal = await client.next("w")
+            assert fields_of(refusal) == [f"create.watch.{field}"]
+            assert refusal.canceled.status.message.startswith(f"create.watch.{field}: ")
+
+
+@TRANSPORTS
 async def test_a_watch_that_is_not_there_cannot_be_canceled_or_asked(stream: StreamService, transport: str) -> None:
     async with connect(stream, transport) as client:
         await client.send(cancel={"watch_id": "x"})
@@ -69,6 +93,7 @@ async def test_a_watch_id_is_short_and_plain(stream: StreamService, transport: s
     async with connect(stream, transport) as client:
         await client.create(watch_id, now=True)
         assert await client.failure() == "INVALID_FIELD"
+        assert client.last_words.startswith("create.watch_id: ")
 
 
 @TRANSPORTS
