@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -49,13 +50,13 @@ class Pulls:
     async def stream(
         self, call: Call, namespace: Namespace, id: str, share: int
     ) -> AsyncGenerator[Sequence[subscription_pb2.Delivery], None]:
-        """Deliveries as they come, *share* of them at a time; none now and then, as a sign of life.
+        """Deliveries as they come, *share* of them at a time; none at first and now and then, as a sign of life.
 
         Raises:
             ResourceExhausted: TOO_MANY_PULLS.
             Unavailable: this process goes away.
         """
-        sent_at = time.monotonic()
+        sent_at = -math.inf  # who waits for the first can tell at once that the stream is open
         async with self._one_more(call), self._deliveries.worker(namespace, id, share=share) as worker:
             while True:
                 taken = await worker.take(share)

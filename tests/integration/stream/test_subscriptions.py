@@ -214,6 +214,20 @@ async def test_a_stream_gets_deliveries_as_they_come_and_no_more_than_its_share(
     stream.cancel()
 
 
+async def test_a_stream_with_nothing_to_deliver_says_at_once_that_it_is_open(
+    owner: Owner, make_replica: MakeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.stream.pulls.SIGN_OF_LIFE_SECONDS", 3600.0)
+    async with client_of(await make_replica()) as client:
+        await client.create()
+        stream = client.stream()
+        async with asyncio.timeout(30):
+            assert not (await stream.read()).deliveries
+            await owner.put(TIDES, "a")
+            assert ids(list((await stream.read()).deliveries)) == [("a", 1)]
+        stream.cancel()
+
+
 async def test_a_stream_ends_when_its_reader_may_consume_no_longer(owner: Owner, make_replica: MakeReplica) -> None:
     replica = await make_replica()
     await let(owner, BOB, "EDITOR")
