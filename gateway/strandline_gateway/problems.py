@@ -39,7 +39,7 @@ class Problem:
 
 JWT_REFUSED = "response.code_details.startsWith('jwt_authn_access_denied')"
 TOO_LARGE = Problem("BODY_TOO_LARGE", 413, code_pb2.RESOURCE_EXHAUSTED, "the body is too large")
-MISFIT = "a value in the body or query does not fit its field"
+MISFIT = "a value in the body or query does not fit its field, or is not what the path says"
 UNREACHABLE = "the service cannot be reached at the moment"
 
 # Envoy's own replies: condition (CEL) and problem; the first that holds counts.

@@ -22,7 +22,7 @@ MIB = 1024 * 1024
 COMPATIBILITIES = (
     "must be one of NONE, BACKWARD, FORWARD, FULL, BACKWARD_TRANSITIVE, FORWARD_TRANSITIVE, FULL_TRANSITIVE"
 )
-GENERIC = "a value in the body or query does not fit its field"
+GENERIC = "a value in the body or query does not fit its field, or is not what the path says"
 
 
 @pytest.fixture(autouse=True)
@@ -258,6 +258,12 @@ async def test_what_only_the_transcoder_refuses_gets_one_sentence_without_an_ech
     reply = await stack.call("POST", path, body, token=None if "auth" in path else "", source="127.0.0.9")
     assert (reply.status, reply.reason, reply.json["detail"]) == (400, "INVALID_FIELD", GENERIC)
     assert "hunter2" not in reply.text
+
+
+async def test_a_body_that_names_another_resource_than_the_path_is_refused_and_told_to_look_there(stack: Stack) -> None:
+    reply = await stack.call("PATCH", f"{ENTITIES}/kiel", {"name": "namespaces/demo/types/port/entities/bremen"})
+    assert (reply.status, reply.reason, reply.json["detail"]) == (400, "INVALID_FIELD", GENERIC)
+    assert not stack.seen
 
 
 async def test_a_body_in_another_coding_is_not_supported(stack: Stack) -> None:
