@@ -1,8 +1,8 @@
 """The ceiling of every unary call: ``python -m benchmarks.echo unix:/path ANSWER_BYTES [as-served]``.
 
 grpc.aio on uvloop as it comes, with the services' options, and nothing else: no interceptor, no adapter, no token, no
-protobuf. With ``as-served`` its threads stand back as the services' do. Every method answers ANSWER_BYTES fixed bytes,
-whatever it is sent.
+protobuf. With ``as-served`` its threads stand back as the services' do; what I/O gRPC does is up to GRPC_EXPERIMENTS,
+which ``unary`` sets. Every method answers ANSWER_BYTES fixed bytes, whatever it is sent.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from benchmarks import h2load
 from benchmarks.machine import SUBJECT_CORE, Meter, pin, wait_for_socket
 from benchmarks.stack import Stack
 from benchmarks.tenant import Tenant
+from services import OLDER_IO
 
 IN_FLIGHT = 64
 WARM_UP = 2048
@@ -103,11 +104,9 @@ def check(load: h2load.Load, answer_bytes: int) -> None:
 async def echo(socket: Path, answer_bytes: int, *, as_served: bool = False) -> AsyncIterator[Process]:
     """An echo server on the core of the services."""
     command = [sys.executable, "-m", "benchmarks.echo", f"unix:{socket}", str(answer_bytes)]
-    environment = dict(os.environ)
     if as_served:
         command.append("as-served")
-    else:
-        environment["GRPC_EXPERIMENTS"] = ""  # else the services' is taken
+    environment = {**os.environ, "GRPC_EXPERIMENTS": OLDER_IO if as_served else ""}
     process = await asyncio.create_subprocess_exec(*pin(SUBJECT_CORE), *command, env=environment)
     try:
         await wait_for_socket(socket, process)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import socket
+import asyncio
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
-_DATA, _HEADERS, _SETTINGS = 0, 1, 4
+_DATA, _HEADERS, _SETTINGS, _GOAWAY = 0, 1, 4, 7
 _END_STREAM, _END_HEADERS = 1, 4
 _INITIAL_WINDOW_SIZE = 4
 
 
-@contextmanager
-def unread(address: str, token: str, calls: Sequence[tuple[str, bytes]]) -> Iterator[None]:
-    """Make each of *calls* (method, message) at once on one connection, and take nothing of their answers."""
+@asynccontextmanager
+async def unread(address: str, token: str, calls: Sequence[tuple[str, bytes]]) -> AsyncIterator[None]:
+    """Make each of *calls* (method, message) on one connection, and take only that their answers begin."""
     host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(_SETTINGS, 0, 0, struct.pack(">HI", _INITIAL_WINDOW_SIZE, 0))
         )
         for number, (method, message) in enumerate(calls):
@@ -33,10 +34,18 @@ def unread(address: str, token: str, calls: Sequence[tuple[str, bytes]]) -> Iter
             }
             fields = b"".join(b"\0" + _text(name) + _text(value) for name, value in headers.items())
             body = b"\0" + struct.pack(">I", len(message)) + message
-            connection.sendall(
-                _frame(_HEADERS, _END_HEADERS, stream, fields) + _frame(_DATA, _END_STREAM, stream, body)
-            )
+            writer.write(_frame(_HEADERS, _END_HEADERS, stream, fields) + _frame(_DATA, _END_STREAM, stream, body))
+        begun = 0
+        while begun < len(calls):
+            head = await reader.readexactly(9)
+            await reader.readexactly(int.from_bytes(head[:3], "big"))
+            kind, flags = head[3], head[4]
+            assert kind != _GOAWAY
+            assert kind != _HEADERS or not flags & _END_STREAM, "a call was refused"
+            begun += kind == _HEADERS
         yield
+    finally:
+        writer.transport.abort()
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

@@ -116,9 +116,10 @@ async def serve_metrics(address: str) -> asyncio.Server:
 def run_main(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run *main* on uvloop; leave with 1 and one clear line when it cannot start."""
     os.umask(0o077)  # sockets are for this user's processes only
-    # What a call makes dies by reference count; full collections took a quarter of the time of batchWrite.
+    # What a call of ours makes dies by reference count; full collections took a quarter of the time of batchWrite. What
+    # grpcio and failures leave: see ``rpc.COLLECT_EVERY``.
     gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(100_000, 10, 100)
     try:
         uvloop.run(main())
     except (KeyError, OSError, RuntimeError) as failure:

@@ -139,11 +139,15 @@ class Feed:
         elif self._start.greet:
             yield self._progress()
         # What the hub has not seen may be a purge of what it holds, answered before this feed began.
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while self._cursor < self.head.revision and self._hub.position < self.head.revision:
             await self._permit.demand()
             if self._is_overdue():
-                yield self._progress()
-            await self._hub.changed()
+                yield self._progress()  # and demand again: who ends meanwhile wakes nobody
+            elif time.monotonic() > deadline:
+                raise Ended(End.UNAVAILABLE, "the log cannot be read right now; resume later")
+            else:
+                await self._hub.changed()
         while True:
             await self._permit.demand()
             if self._stop is not None and self._cursor >= self._stop:

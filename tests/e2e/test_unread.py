@@ -62,18 +62,17 @@ async def bulky(platform: Platform) -> AsyncIterator[str]:
 @pytest.mark.parametrize("watches", [1, 100])
 async def test_feeds_that_are_not_read_hold_up_nobody(platform: Platform, rest: Rest, bulky: str, watches: int) -> None:
     request = stream_service_pb2.WatchRequest(parent=f"namespaces/{bulky}", after_revision=0).SerializeToString()
-    with unread(platform.grpc, platform.token(), [(WATCH, request)] * watches):
+    async with unread(platform.grpc, platform.token(), [(WATCH, request)] * watches):
         await everybody_is_answered(rest)
 
 
 async def test_answers_that_are_not_read_hold_up_nobody(platform: Platform, rest: Rest, bulky: str) -> None:
     request = entity_service_pb2.ListEntitiesRequest(parent=f"namespaces/{bulky}/types/hulk", page_size=100)
-    with unread(platform.grpc, platform.token(), [(LIST, request.SerializeToString())] * 100):
+    async with unread(platform.grpc, platform.token(), [(LIST, request.SerializeToString())] * 100):
         await everybody_is_answered(rest)
 
 
 async def everybody_is_answered(rest: Rest) -> None:
-    await asyncio.sleep(3)
     for _ in range(5):
         for path in ("subscriptions", "types", "changes?limit=1", "usage"):
             answer = await asyncio.wait_for(rest("GET", f"/v1/namespaces/demo/{path}"), 15)

@@ -104,6 +104,8 @@ class Owner:
         self.lease_is_let_go = asyncio.Event()  # or is about to be, while it hangs
         self.answers = asyncio.Event()  # clear it: the owner hangs, but for what concerns `system`
         self.answers.set()
+        self.reads = asyncio.Event()  # clear it: the owner hangs when it is to read units
+        self.reads.set()
         types = Catalog(self.database)
         ledger = EntityLedger(types, Confirmations(bytes(32)))
         self._committer: Committer[EntityUnit] = Committer(self.database, ledger, self._announce)
@@ -131,6 +133,8 @@ class Owner:
             self.lease_is_let_go.set()
         if getattr(request, "namespace_id", "") != SYSTEM.id:
             await self.answers.wait()
+        if method.name == "ReadUnits":
+            await self.reads.wait()
 
     async def stop(self) -> None:
         """Stop answering; what is committed stays."""

@@ -150,6 +150,23 @@ async def test_a_purge_is_in_every_feed_that_begins_after_it_was_answered(
             assert SECRET not in b"".join(unit.SerializeToString() for unit in await after.until(3))
 
 
+@pytest.mark.parametrize("once", [False, True])
+async def test_who_cannot_catch_up_because_the_owner_went_away_is_told(
+    owner: Owner, stream: StreamService, monkeypatch: pytest.MonkeyPatch, once: bool
+) -> None:
+    monkeypatch.setattr("services.stream.feed.PATIENCE_SECONDS", 0.5)
+    async with stream.watch(now=True) as live:
+        await live.next()
+        owner.reads.clear()  # from here on the hub sees nothing new, and heads are still told
+        await commit(owner, 1, [[created(1)]])
+        async with stream.watch(after_revision=0, once=once) as behind:
+            while not (message := await behind.next()).HasField("end"):
+                assert message.HasField("progress")
+            assert message.end.reason == feed_pb2.End.UNAVAILABLE
+        owner.reads.set()
+        await live.until(1)
+
+
 async def test_a_purge_is_in_what_a_feed_held_back_while_its_reader_took_nothing(
     owner: Owner, stream: StreamService
 ) -> None:
