@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.http2 import PREFACE, frame, header
 from benchmarks.machine import LOAD_CORE, pin
 
 MISSING = "there is no C compiler: apt-get install gcc libc6-dev"
@@ -60,32 +61,13 @@ def grpc_hello(method: str, message: bytes, token: str, *, half_close: bool = Tr
     }
     window = struct.pack(">HI", 4, _LARGEST_WINDOW)
     return Hello(
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-        + _frame(_SETTINGS, 0, 0, window)
-        + _frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", _LARGEST_WINDOW - 65_535))
-        + _frame(_HEADERS, _END_HEADERS, 1, b"".join(_literal(name, value) for name, value in headers.items()))
-        + _frame(_DATA, _END_STREAM if half_close else 0, 1, b"\0" + struct.pack(">I", len(message)) + message),
-        reply=_frame(_SETTINGS, _ACK, 0, b""),
+        PREFACE
+        + frame(_SETTINGS, 0, 0, window)
+        + frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", _LARGEST_WINDOW - 65_535))
+        + frame(_HEADERS, _END_HEADERS, 1, b"".join(header(name, value) for name, value in headers.items()))
+        + frame(_DATA, _END_STREAM if half_close else 0, 1, b"\0" + struct.pack(">I", len(message)) + message),
+        reply=frame(_SETTINGS, _ACK, 0, b""),
     )
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def _literal(name: str, value: str) -> bytes:
-    """A header field that no table remembers (RFC 7541, 6.2.2)."""
-    return b"\0" + _text(name) + _text(value)
-
-
-def _text(text: str) -> bytes:
-    length = len(text)
-    if length < 127:
-        return bytes([length]) + text.encode()
-    head, length = b"\x7f", length - 127
-    while length >= 128:
-        head, length = head + bytes([length % 128 + 128]), length // 128
-    return head + bytes([length]) + text.encode()
 
 
 class Sink:
