@@ -2,8 +2,9 @@
 
 In the path: the writer's call over the edge and the entity service's sidecar, the entity service, the bus, the stream
 service, its sidecar, the edge again; subscribers read NDJSON over HTTP/1.1, a connection each. The whole platform as
-``strandline up`` runs it, nothing pinned, all on the same cores as the subscribers. Counted as in ``delivery``. The
-ceiling, in turn, is the same feed at the stream service's own socket: the ratio is what two proxies cost.
+``strandline up`` runs it, nothing pinned, all on the same cores as the subscribers. Counted from the commit's stamp
+(``from_stamp`` in ``delivery``). The ceiling, in turn, is the same feed at the stream service's own socket: the ratio
+is what two proxies cost.
 """
 
 from __future__ import annotations
@@ -62,5 +63,5 @@ async def run(*, quick: bool) -> None:
         "smaller_is_better": True,
     }
     for percent in (50, 99):
-        ours, direct = ([figures.percentile(each.from_commit, percent) for each in seen] for seen in through.values())
+        ours, direct = ([figures.percentile(each.from_stamp, percent) for each in seen] for seen in through.values())
         figures.emit(f"edge_delivery.p{percent}", "ms", ours, direct, meter.cores(), context)

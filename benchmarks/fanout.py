@@ -2,13 +2,14 @@
 
 One process takes a gRPC call, inserts its body as one durable row, and after the commit writes it to every subscriber's
 socket. There is no log to resume from, no order between processes, no bus, no second service, no access check and no
-JSON made: what remains is a commit and a hundred writes. The call is answered with PostgreSQL's clock (ns, 8 bytes) as
-it was before the commit, which is when the services take their commit time too.
+JSON made: what remains is a commit and a hundred writes. The call is answered with PostgreSQL's clock as it was before
+the commit, which is when the services take their commit time too, and the number of the row.
 """
 
 from __future__ import annotations
 
 import asyncio
+import struct
 import sys
 from typing import Any
 
@@ -17,10 +18,12 @@ import psycopg
 import uvloop
 
 READY = "feed-is-open"
+ANSWER = struct.Struct(">qq")
+"""Time in ns, number of the row."""
 
 
 class _Fanout(grpc.GenericRpcHandler):
-    def __init__(self, connection: psycopg.AsyncConnection[tuple[int]]) -> None:
+    def __init__(self, connection: psycopg.AsyncConnection[tuple[int, int]]) -> None:
         self._connection = connection
         self._one_at_a_time = asyncio.Lock()
         self._subscribers: set[asyncio.StreamWriter] = set()
@@ -41,14 +44,14 @@ class _Fanout(grpc.GenericRpcHandler):
         async with self._one_at_a_time:
             cursor = await self._connection.execute(
                 "INSERT INTO ceiling.lines (line) VALUES (%s)"
-                " RETURNING (extract(epoch FROM clock_timestamp()) * 1e9)::bigint",
+                " RETURNING (extract(epoch FROM clock_timestamp()) * 1e9)::bigint, id",
                 (request,),
             )
             row = await cursor.fetchone()
             for subscriber in self._subscribers:
                 subscriber.write(request)
         assert row is not None
-        return row[0].to_bytes(8, "big")
+        return ANSWER.pack(*row)
 
 
 async def serve(address: str, feed: str, conninfo: str) -> None:

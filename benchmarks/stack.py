@@ -1,8 +1,8 @@
 """The services without proxies: PostgreSQL (fsync on), NATS with TLS, and the services as their console scripts run.
 
-Everything is started as the local platform starts it, with the same settings; only the sidecars are left out: a
-service's way to another one is that one's own socket. So a figure from here is about the services, and says nothing
-about what a client pays at the edge.
+Everything is started as the local platform starts it. Two things differ: PostgreSQL notes when each transaction was
+committed (``track_commit_timestamp``), and the sidecars are left out, so that a service's way to another one is that
+one's own socket. So a figure from here is about the services, and says nothing about what a client pays at the edge.
 """
 
 from __future__ import annotations
@@ -92,7 +92,11 @@ async def stack(names: Sequence[str], *, subject: str) -> AsyncIterator[Stack]:
 
         database = Postgres(layout)
         await database.initialize()
-        await start(database.part(), nats.part(layout))
+        server = database.part()
+        await start(
+            replace(server, command=(*server.command, "-ctrack_commit_timestamp=on")),
+            nats.part(layout),
+        )
         await database.create_databases()
         await start(*(part for part in services.parts(layout) if part.name in names))
         yield Stack(layout, running, cores(subject))

@@ -5,7 +5,7 @@ its first message and then reads nothing. It falls off the ring (8 MiB), because
 reads, and must get every revision once and in order, from the log; ``stream_mb`` is what the stream process grew by in
 rounds with it, ``without_mb`` in rounds without.
 
-In the path and pinned as in ``delivery``, over NDJSON.
+In the path and pinned as in ``delivery``, over NDJSON; counted from the commit's stamp.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from strandline.entity.v1 import entity_service_pb2
 from benchmarks import figures
 from benchmarks import sink as sinks
 from benchmarks.batch_writes import newest_revision
-from benchmarks.delivery import PER_SECOND, Write, epoch_of, round_of
+from benchmarks.delivery import PER_SECOND, Stamp, Write, epoch_of, round_of
 from benchmarks.machine import Meter
 from benchmarks.stack import Stack
 from benchmarks.tenant import Tenant, tenant
@@ -55,7 +55,7 @@ async def run(stack: Stack, *, quick: bool) -> None:
                     stack.layout.run, stack.feeds, hello, epoch, _writer(place), seconds, subscribers=SUBSCRIBERS
                 )
                 if number:
-                    p99s[with_it].append(figures.percentile(latencies.from_commit, 99))
+                    p99s[with_it].append(figures.percentile(latencies.from_stamp, 99))
                     grown[with_it] = max(grown[with_it], process.memory_info().rss - before)
                 if stalled is not None:
                     await asyncio.to_thread(_catch_up, stalled, began, began + seconds * PER_SECOND)
@@ -73,11 +73,11 @@ async def run(stack: Stack, *, quick: bool) -> None:
 
 
 def _writer(place: Tenant) -> Write:
-    async def write(mark: str) -> int:
+    async def write(mark: str) -> Stamp:
         request = entity_service_pb2.CreateEntityRequest(parent=place.type_name)
         request.entity.data.update({"name": "Airport", "country": "CH", "city": PADDING[:200], "mark": mark + PADDING})
         answer = await place.entities.CreateEntity(request, metadata=place.metadata)
-        return answer.entity.update_time.ToNanoseconds()
+        return Stamp(answer.entity.update_time.ToNanoseconds(), answer.revision)
 
     return write
 
