@@ -53,10 +53,17 @@ class Gate:
 
     async def admit_again(self, method: Method, request: Message, call: Call) -> None:
         """Fill in ``call.namespace``, or raise, for a caller who has proved before who it is."""
-        principal = call.identified()
+        await self.recheck(call.identified())
+        await self._permit(method, request, call)
+
+    async def recheck(self, principal: Principal) -> None:
+        """Refuse one who has proved before who it is, when the proof has expired or the session was ended.
+
+        Raises:
+            Unauthenticated: TOKEN_INVALID.
+        """
         check_life(principal)
         await self._access.check_session(principal)
-        await self._permit(method, request, call)
 
     async def _permit(self, method: Method, request: Message, call: Call) -> None:
         if method.role:

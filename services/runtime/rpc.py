@@ -15,7 +15,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from operator import attrgetter
 from typing import Any, NoReturn, cast
 
@@ -169,26 +169,48 @@ def _collect_garbage() -> None:
     gc.collect(next((older for older in (2, 1) if counts[older] > thresholds[older]), 0))
 
 
-def _give_up(method: Method, failure: Exception) -> NoReturn:
-    """End a stream that gRPC could not write to: nearly always because the client has gone, so nobody can be told."""
-    logger.info("a stream of %s ended while it was written to: %s", method.path, failure)
-    raise asyncio.CancelledError from None
+def breaking_off() -> Callable[[errors.Error], object]:
+    """What ends, with an error, the streaming RPC whose handler asks for it; to be called while a write waits.
+
+    The handler is closed at once. The client is told when it has read what was written before.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancel
+
+
+@asynccontextmanager
+async def _answering(method: Method, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+    """Tell the client how its stream ended, unless it ended well."""
+    try:
+        try:
+            yield
+        except asyncio.CancelledError as cancelled:
+            # By gRPC, because the client has gone; or by one of us, who says why.
+            failure = cancelled.args[0] if cancelled.args else None
+            if not isinstance(failure, errors.Error):
+                raise
+            await abort(context, failure, status_of(failure, method.path))
+        except grpc.aio.InternalError:
+            raise
+        except Exception as failure:
+            await abort(context, failure, status_of(failure, method.path))
+    except grpc.aio.InternalError as failure:
+        # It could not be written to: nearly always because the client has gone, so nobody can be told.
+        logger.info("a stream of %s ended while it was written to: %s", method.path, failure)
+        raise asyncio.CancelledError from None
 
 
 def adapt_stream(method: Method, handler: Any, admit: Admission) -> Any:
     # No generator: one that is suspended in its `yield` when the client goes is closed when somebody collects it.
     async def stream(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        try:
+        async with _answering(method, context):
             request = method.parse(raw)
             call = call_of(context)
             await admit(method, request, call)
             async with aclosing(handler(request, call)) as responses:
                 async for response in responses:
                     await context.write(response)
-        except grpc.aio.InternalError as failure:
-            _give_up(method, failure)
-        except Exception as failure:
-            await abort(context, failure, status_of(failure, method.path))
 
     return stream
 
@@ -196,7 +218,7 @@ def adapt_stream(method: Method, handler: Any, admit: Admission) -> Any:
 def adapt_both_ways(method: Method, handler: Any, admit: Admission) -> Any:
     # No generator, as above.
     async def converse(raw_requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        try:
+        async with _answering(method, context):
             call = call_of(context)
             # There is no request yet: what is admitted is the caller.
             await admit(method, method.request_class(), call)
@@ -206,10 +228,6 @@ def adapt_both_ways(method: Method, handler: Any, admit: Admission) -> Any:
             async with aclosing(handler(requests, call)) as responses:
                 async for response in responses:
                     await context.write(response)
-        except grpc.aio.InternalError as failure:
-            _give_up(method, failure)
-        except Exception as failure:
-            await abort(context, failure, status_of(failure, method.path))
 
     return converse
 

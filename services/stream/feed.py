@@ -85,6 +85,7 @@ class Feed:
         self._stop = None if not once else head.revision if start.walk is None else start.revision
         self._cursor = self._sent = start.revision
         self._sent_at = time.monotonic()
+        self._is_sending = False
         self._failing_since: float | None = None
         self._walking = start.walk  # until its end was told
         self._is_over = False
@@ -99,18 +100,30 @@ class Feed:
             async with aclosing(self._run()) as messages:
                 async for message in messages:
                     self._sent = message.revision
+                    self._is_sending = True
                     yield message
+                    self._is_sending = False
                     self._sent_at = time.monotonic()
         except Ended as end:
-            self._is_over = True
             yield self._end(end)
         except Exception:
             logger.exception("a feed of %s broke", self._hub.namespace)
-            self._is_over = True
             yield self._end(Ended(End.UNAVAILABLE, "the feed broke; resume"))
         finally:
             if self._audience is not None:
                 self._hub.leave(self._audience)
+
+    @property
+    def waits_since(self) -> float | None:
+        """As ``stalls.Stream`` has it."""
+        return self._sent_at if self._is_sending else None
+
+    async def check(self) -> None:
+        """Raises ``Error`` if the reader may have nothing more."""
+        try:
+            await self._permit.check()
+        except Ended as end:
+            raise end.as_error() from end
 
     async def position(self) -> Message | None:
         """Where the feed is, for one who asks between two of its messages; None after its ``End``.
@@ -256,6 +269,7 @@ class Feed:
         return self._message(progress=body)
 
     def _end(self, end: Ended) -> Message:
+        self._is_over = self._is_sending = True  # for good: the transport has a last word of its own
         # Nothing looked at but not sent is lost on the reader: it resumes after what it was sent.
         self._cursor = self._sent
         if (walk := self._start.walk) is not None and not walk.done:

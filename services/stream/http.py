@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from http import HTTPStatus
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from services.stream.passes import MANY, Passes
 from services.stream.problems import headers_of, problem, status_of
 from services.stream.query import W, fill, parse_watch
 from services.stream.sockets import Socket
+from services.stream.stalls import Stalls
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +57,15 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class HttpPort:
     """The HTTP port of the stream service."""
 
-    def __init__(self, feeds: Feeds, multiplexer: Multiplexer, changes: Changes, gate: Gate, passes: Passes) -> None:
+    def __init__(
+        self, feeds: Feeds, multiplexer: Multiplexer, changes: Changes, gate: Gate, passes: Passes, stalls: Stalls
+    ) -> None:
         self._feeds = feeds
         self._multiplexer = multiplexer
         self._changes = changes
         self._gate = gate
         self._passes = passes
+        self._stalls = stalls
         service = stream_service_pb2.DESCRIPTOR.services_by_name["StreamService"]
         self._one, self._many, self._members, self._list_changes = (
             Method(service.methods_by_name[name]) for name in ("Watch", "WatchMany", "WatchMembers", "ListChanges")
@@ -100,13 +104,22 @@ class HttpPort:
         watch = _asked(request, stream_service_pb2.WatchRequest)
         call = await self._admit(self._one, watch, request, watch.parent)
         async with self._feeds.open(watch, call) as feed:
-            return await _send_feed(request, feed, call.response_headers)
+            return await self._send_feed(request, feed, call.response_headers)
 
     async def _watch_members(self, request: web.Request) -> web.StreamResponse:
         watch = _asked(request, stream_service_pb2.WatchMembersRequest)
         call = await self._admit(self._members, watch, request, f"{watch.parent}/members")
         async with self._feeds.open_members(watch, call) as feed:
-            return await _send_feed(request, feed, call.response_headers)
+            return await self._send_feed(request, feed, call.response_headers)
+
+    async def _send_feed(self, request: web.Request, feed: Feed, headers: dict[str, str]) -> web.StreamResponse:
+        taking = self._stalls.looking_after(feed, _hanging_up(request))
+        if upgrades(request):
+            return await _websocket(request, feed, headers, taking)
+        with taking:
+            if SSE in request.headers.get("accept", ""):
+                return await _lines(request, feed, headers, SSE, _event)
+            return await _lines(request, feed, headers, NDJSON, _line)
 
     async def _admit(self, method: Method, message: ProtoMessage, request: web.Request, watched: str) -> Call:
         """The call of *request*, let in by its token or, where the method takes one, by the cookie for *watched*."""
@@ -130,7 +143,8 @@ class HttpPort:
             raise InvalidArgument("UPGRADE_REQUIRED", "many watches share a WebSocket: send Upgrade", http_status=426)
         call = await self._admit(self._many, WatchManyRequest(), request, MANY)
         async with self._multiplexer.connect(call) as connection:
-            return await _websocket_of_many(request, connection)
+            taking = self._stalls.looking_after(connection, _hanging_up(request))
+            return await _websocket_of_many(request, connection, taking)
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         asked = stream_service_pb2.ListChangesRequest(parent=f"namespaces/{request.match_info['namespace']}")
@@ -164,12 +178,14 @@ def _asked(request: web.Request, kind: type[W]) -> W:
     return parse_watch(kind, request.match_info["namespace"], request.rel_url.query.items(), last_event_id)
 
 
-async def _send_feed(request: web.Request, feed: Feed, headers: dict[str, str]) -> web.StreamResponse:
-    if upgrades(request):
-        return await _websocket(request, feed, headers)
-    if SSE in request.headers.get("accept", ""):
-        return await _lines(request, feed, headers, SSE, _event)
-    return await _lines(request, feed, headers, NDJSON, _line)
+def _hanging_up(request: web.Request) -> Callable[[Error], None]:
+    """What cuts the connection of *request* at once: what waits in its buffer is not sent."""
+
+    def hang_up(_: Error) -> None:
+        if request.transport is not None:
+            request.transport.abort()
+
+    return hang_up
 
 
 def is_held(if_none_match: str, etag: str) -> bool:
@@ -202,11 +218,13 @@ async def _lines(
     return response
 
 
-async def _websocket(request: web.Request, feed: Feed, headers: dict[str, str]) -> web.StreamResponse:
+async def _websocket(
+    request: web.Request, feed: Feed, headers: dict[str, str], taking: AbstractContextManager[None]
+) -> web.StreamResponse:
     socket = Socket(MAX_CLIENT_MESSAGE)
     socket.headers.update(headers)
     await socket.prepare(request)
-    await socket.run(_drop(socket), _send(socket, feed))
+    await socket.run(_drop(socket), _send(socket, feed, taking))
     return socket
 
 
@@ -216,23 +234,26 @@ async def _drop(socket: Socket) -> None:
         pass
 
 
-async def _send(socket: Socket, feed: Feed) -> None:
+async def _send(socket: Socket, feed: Feed, taking: AbstractContextManager[None]) -> None:
     last: Message | None = None
     try:
-        async with aclosing(feed.messages()) as messages:
-            async for message in messages:
-                await socket.send_frame(message.json, WSMsgType.TEXT)
-                last = message
+        with taking:  # but not the leave, which takes as long as it may
+            async with aclosing(feed.messages()) as messages:
+                async for message in messages:
+                    await socket.send_frame(message.json, WSMsgType.TEXT)
+                    last = message
         draining = isinstance(last, OtherMessage) and last.response.end.reason == feed_pb2.End.DRAINING
         await socket.close(code=WSCloseCode.GOING_AWAY if draining else WSCloseCode.OK)
     except ConnectionError:
         logger.debug("a reader went away")
 
 
-async def _websocket_of_many(request: web.Request, connection: Connection) -> web.StreamResponse:
+async def _websocket_of_many(
+    request: web.Request, connection: Connection, taking: AbstractContextManager[None]
+) -> web.StreamResponse:
     socket = Socket(MAX_REQUEST_BYTES)
     await socket.prepare(request)
-    await socket.run(_read_many(socket, connection), _send_many(socket, connection))
+    await socket.run(_read_many(socket, connection), _send_many(socket, connection, taking))
     return socket
 
 
@@ -250,17 +271,18 @@ async def _requests(socket: Socket) -> AsyncIterator[WatchManyRequest | Misfit]:
         await asyncio.sleep(0)  # frames that came together are read without a turn for anybody else
 
 
-async def _send_many(socket: Socket, connection: Connection) -> None:
+async def _send_many(socket: Socket, connection: Connection, taking: AbstractContextManager[None]) -> None:
     code = WSCloseCode.GOING_AWAY
     try:
-        try:
-            async with aclosing(connection.responses()) as responses:
-                async for response in responses:
-                    await socket.send_frame(response.json, WSMsgType.TEXT)
-        except Error as failure:
-            code = WSCloseCode.POLICY_VIOLATION
-            last_word = AboutWatch(canceled("", status_of_error(failure)))
-            await socket.send_frame(last_word.json, WSMsgType.TEXT)
+        with taking:
+            try:
+                async with aclosing(connection.responses()) as responses:
+                    async for response in responses:
+                        await socket.send_frame(response.json, WSMsgType.TEXT)
+            except Error as failure:
+                code = WSCloseCode.POLICY_VIOLATION
+                last_word = AboutWatch(canceled("", status_of_error(failure)))
+                await socket.send_frame(last_word.json, WSMsgType.TEXT)
         await socket.close(code=code)
     except ConnectionError:
         logger.debug("a reader went away")

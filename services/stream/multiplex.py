@@ -92,10 +92,11 @@ class _Watch:
 
 
 class Connection:
-    """One client's watches. It is fed by ``read`` and speaks by ``responses``."""
+    """One client's watches. It is fed by ``read`` and speaks by ``responses``; a ``stalls.Stream``."""
 
     def __init__(self, feeds: Feeds, gate: Gate, method: Method, call: Call) -> None:
         self.closing = False
+        self.waits_since: float | None = None
         self._feeds = feeds
         self._gate = gate
         self._method = method
@@ -134,7 +135,10 @@ class Connection:
         ending = asyncio.create_task(self._end())
         try:
             while (response := await self._outbox.take()) is not None:
+                self.waits_since = time.monotonic()
                 yield response
+                self.waits_since = None
+            self.waits_since = time.monotonic()  # the transport's own last word
         finally:
             ending.cancel()
             await asyncio.gather(ending, return_exceptions=True)
@@ -155,6 +159,13 @@ class Connection:
     async def clear(self) -> None:
         """Return when the reader takes more (``permit.Way``)."""
         await self._outbox.clear()
+
+    async def check(self) -> None:
+        """Raises ``Error`` if the reader may have nothing more of any one of the watches."""
+        await self._gate.recheck(self._principal)
+        for watch in list(self._watches.values()):
+            if watch.feed is not None:
+                await watch.feed.check()
 
     # The end
 

@@ -9,7 +9,7 @@ from typing import NoReturn, Protocol
 from strandline.stream.v1 import feed_pb2
 
 from services.runtime.call import Call, Namespace, Principal
-from services.runtime.errors import Error, Unauthenticated
+from services.runtime.errors import Error, FailedPrecondition, NotFound, Unauthenticated, Unavailable
 from services.runtime.tokens import LEEWAY
 from services.stream.hub import Hub
 from services.stream.hubs import Hubs
@@ -58,6 +58,21 @@ class Ended(Exception):
         self.reason = reason
         self.detail = detail
 
+    def as_error(self) -> Error:
+        """The same for a reader who can be sent no ``End`` any more, if the reason is one of ``Permit.check``."""
+        if isinstance(self.__cause__, Error):
+            return self.__cause__
+        kind, reason = _ERRORS[self.reason]
+        return kind(reason, self.detail)
+
+
+_ERRORS: dict[feed_pb2.End.Reason.ValueType, tuple[type[Error], str]] = {
+    End.TOKEN_EXPIRED: (Unauthenticated, "TOKEN_INVALID"),
+    End.ACCESS_UNVERIFIABLE: (Unavailable, "ACCESS_UNVERIFIABLE"),
+    End.NAMESPACE_DELETED: (NotFound, "NOT_FOUND"),
+    End.EPOCH_CHANGED: (FailedPrecondition, "EPOCH_CHANGED"),
+}
+
 
 class Permit:
     """One feed's permission, looked at before every message."""
@@ -87,16 +102,33 @@ class Permit:
                 raise Ended(End.DRAINING, "this server is going away; resume at once")
             if self._hub.ended:
                 await self.lose_log()
-            if time.time() > self._call.identified().expires_at + LEEWAY:
-                raise Ended(End.TOKEN_EXPIRED, "the access token has expired; resume with a new one")
-            if self._access.fresh:
+            if self._is_verifiable():
                 break
-            if self._access.unverifiable_for > UNVERIFIABLE_SECONDS:
-                raise Ended(End.ACCESS_UNVERIFIABLE, "your access cannot be verified right now; resume later")
             await self._hub.changed()
         if self._checked != (changes := self._hub.access_changes):
             await self._check_again()
             self._checked = changes  # only now: another that demands meanwhile checks as well
+
+    async def check(self) -> None:
+        """Return if the reader may still have messages, or nobody can tell; also while this process goes away.
+
+        Raises:
+            Ended: the reader may have no more.
+        """
+        if self._hub.ended:
+            await self.lose_log()
+        if self._is_verifiable():
+            await self._check_again()
+
+    def _is_verifiable(self) -> bool:
+        """Whether access can be checked now. Raises ``Ended`` if it is of no use, or cannot for too long."""
+        if time.time() > self._call.identified().expires_at + LEEWAY:
+            raise Ended(End.TOKEN_EXPIRED, "the access token has expired; resume with a new one")
+        if self._access.fresh:
+            return True
+        if self._access.unverifiable_for > UNVERIFIABLE_SECONDS:
+            raise Ended(End.ACCESS_UNVERIFIABLE, "your access cannot be verified right now; resume later")
+        return False
 
     async def lose_log(self) -> NoReturn:
         """The life of the log that the feed follows is over: say why.

@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Protocol
 
 from prometheus_client import Gauge
 from strandline.stream.v1 import subscription_pb2
 
+from services.runtime import gate
 from services.runtime.call import Call, Namespace
-from services.runtime.errors import NotFound, ResourceExhausted, Unauthenticated, Unavailable
-from services.runtime.gate import EDITOR, Access
+from services.runtime.errors import Error, NotFound, ResourceExhausted, Unauthenticated, Unavailable
+from services.runtime.gate import EDITOR
 from services.runtime.tokens import LEEWAY
 from services.stream.deliveries import Deliveries
 from services.stream.hub import Hub
 from services.stream.hubs import Hubs
+from services.stream.permit import UNVERIFIABLE_SECONDS
+from services.stream.stalls import Stalls
 from services.stream.worker import Worker
 
 OPEN = Gauge("strandline_stream_pulls_open", "Streams of deliveries that are open.")
@@ -27,13 +32,38 @@ SIGN_OF_LIFE_SECONDS: Final = 5.0
 MAX_STREAMS: Final = 100
 
 
+class Access(gate.Access, Protocol):
+    """What is known of everybody's access (``access.AccessCopy``)."""
+
+    @property
+    def unverifiable_for(self) -> float: ...
+
+
+@dataclass(eq=False)
+class _Stream:
+    """One that is open, for who looks after it (``stalls.Stream``)."""
+
+    check_now: Callable[[], Awaitable[None]]
+    access: Access
+    waits_since: float | None = None
+
+    async def check(self) -> None:
+        try:
+            await self.check_now()
+        except Unavailable:
+            # Who takes deliveries is refused them at once. Who takes none can wait for the answer.
+            if self.access.unverifiable_for > UNVERIFIABLE_SECONDS:
+                raise
+
+
 class Pulls:
     """The pulls of this process. All raise as ``Deliveries`` does, and when their caller may consume no longer."""
 
-    def __init__(self, deliveries: Deliveries, hubs: Hubs, access: Access) -> None:
+    def __init__(self, deliveries: Deliveries, hubs: Hubs, access: Access, stalls: Stalls) -> None:
         self._deliveries = deliveries
         self._hubs = hubs
         self._access = access
+        self._stalls = stalls
         self._streams: Counter[str] = Counter()  # that are open, by user
 
     async def pull(
@@ -48,9 +78,11 @@ class Pulls:
             return taken
 
     async def stream(
-        self, call: Call, namespace: Namespace, id: str, share: int
+        self, call: Call, namespace: Namespace, id: str, share: int, hang_up: Callable[[Error], object]
     ) -> AsyncGenerator[Sequence[subscription_pb2.Delivery], None]:
         """Deliveries as they come, *share* of them at a time; none at first and now and then, as a sign of life.
+
+        *hang_up*: called if its reader takes nothing, and may not have more (``stalls.Stalls``).
 
         Raises:
             ResourceExhausted: TOO_MANY_PULLS.
@@ -58,17 +90,20 @@ class Pulls:
         """
         sent_at = -math.inf  # who waits for the first can tell at once that the stream is open
         async with self._one_more(call), self._deliveries.worker(namespace, id, share=share) as worker:
-            while True:
-                taken = await worker.take(share)
-                if taken or time.monotonic() - sent_at > SIGN_OF_LIFE_SECONDS:
-                    yield taken
-                    sent_at = time.monotonic()
-                if taken:
-                    await self._check(call, namespace, worker.hub)
-                else:
-                    await self._wait(call, namespace, worker, time.monotonic() + SIGN_OF_LIFE_SECONDS)
-                if self._hubs.draining:
-                    raise Unavailable("OVERLOADED", "this server is going away; open the stream again")
+            stream = _Stream(partial(self._check, call, namespace, worker.hub), self._access)
+            with self._stalls.looking_after(stream, hang_up):
+                while True:
+                    taken = await worker.take(share)
+                    if taken or time.monotonic() - sent_at > SIGN_OF_LIFE_SECONDS:
+                        stream.waits_since = time.monotonic()
+                        yield taken
+                        sent_at, stream.waits_since = time.monotonic(), None
+                    if taken:
+                        await self._check(call, namespace, worker.hub)
+                    else:
+                        await self._wait(call, namespace, worker, time.monotonic() + SIGN_OF_LIFE_SECONDS)
+                    if self._hubs.draining:
+                        raise Unavailable("OVERLOADED", "this server is going away; open the stream again")
 
     @asynccontextmanager
     async def _one_more(self, call: Call) -> AsyncIterator[None]:

@@ -34,6 +34,7 @@ from services.stream.parked_changes import ParkedChanges
 from services.stream.passes import Passes
 from services.stream.pulls import Pulls
 from services.stream.snapshots import ResumeTokens
+from services.stream.stalls import Stalls
 from services.stream.subscription_api import SubscriptionHandlers
 from services.stream.subscription_upkeep import SubscriptionUpkeep
 from services.stream.subscriptions import Subscriptions
@@ -102,10 +103,11 @@ async def serve(settings: StreamSettings) -> None:
     multiplexer = Multiplexer(feeds, gate)
     changes = Changes(hubs)
     passes = Passes(read_key(settings.secrets_dir, "ticket.key"), settings.public_tls)
-    http = HttpPort(feeds, multiplexer, changes, gate, passes)
+    stalls = Stalls()
+    http = HttpPort(feeds, multiplexer, changes, gate, passes, stalls)
     server = Server(settings)
-    server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, multiplexer, changes), gate.admit)
-    parked, pulls = ParkedChanges(database, logs), Pulls(deliveries, hubs, access)
+    server.add("strandline.stream.v1.StreamService", StreamHandlers(feeds, multiplexer, changes, stalls), gate.admit)
+    parked, pulls = ParkedChanges(database, logs), Pulls(deliveries, hubs, access, stalls)
     handlers = SubscriptionHandlers(subscriptions, parked, deliveries, pulls, token_key)
     server.add(subscription_api.SERVICE, handlers, gate.admit)
     server.add(webhook_api.SERVICE, WebhookHandlers(webhooks, deliveries, token_key), gate.admit)
@@ -128,6 +130,7 @@ async def serve(settings: StreamSettings) -> None:
         background = [
             asyncio.create_task(keep_running(pushers.run)),
             asyncio.create_task(keep_running(upkeep.run)),
+            asyncio.create_task(keep_running(stalls.run)),
         ]
         try:
             await server.run()

@@ -16,6 +16,7 @@ from strandline.stream.v1 import subscription_service_pb2 as pb
 from services.runtime.call import Call, Namespace
 from services.runtime.errors import invalid_field
 from services.runtime.page_tokens import binding_of, open_token, page_size, seal
+from services.runtime.rpc import breaking_off
 from services.stream.checkpoint import MAX_PARKED, Parked
 from services.stream.definitions import MAX_ACK_DEADLINE, MIN_ACK_DEADLINE, duration, fields_of
 from services.stream.deliveries import Deliveries
@@ -114,7 +115,7 @@ class SubscriptionHandlers:
     ) -> AsyncIterator[pb.StreamingPullResponse]:
         namespace, id = named(request.name, call)
         share = request.max_unacknowledged or MAX_MESSAGES
-        async with aclosing(self._pulls.stream(call, namespace, id, share)) as batches:
+        async with aclosing(self._pulls.stream(call, namespace, id, share, breaking_off())) as batches:
             async for deliveries in batches:
                 yield pb.StreamingPullResponse(deliveries=deliveries)
 

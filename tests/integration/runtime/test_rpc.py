@@ -168,9 +168,11 @@ class Streams:
     def __init__(self) -> None:
         self.streams: list[AsyncGenerator[Message, None]] = []
         self.closed = asyncio.Event()
+        self.break_off: list[Callable[[errors.Error], object]] = []
 
     def watch(self, request: Message, call: Call) -> AsyncGenerator[Message, None]:
         async def messages() -> AsyncGenerator[Message, None]:
+            self.break_off.append(rpc.breaking_off())
             try:
                 while True:
                     yield feed_pb2.WatchResponse(epoch="x" * 100_000)  # soon the client is sent no more unasked
@@ -211,5 +213,22 @@ async def test_clients_that_go_while_they_are_written_to_are_no_error_of_ours(ca
         async with unread(f"127.0.0.1:{port}", "", [(f"/{SERVICE}/Watch", b"")] * 20):
             await asyncio.sleep(0.1)  # so that nearly all are blocked; the test holds without it
         await streams.closed.wait()
+    await server.stop(30)
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_a_stream_that_is_broken_off_closes_at_once_and_the_client_that_goes_unread_is_no_error_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = grpc.aio.server()
+    streams = Streams()
+    server.add_generic_rpc_handlers((rpc.generic_handler(SERVICE, streams, admit),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with asyncio.timeout(30):
+        async with unread(f"127.0.0.1:{port}", "", [(f"/{SERVICE}/Watch", b"")]):
+            await asyncio.sleep(0.1)  # so that it is blocked; the test holds without it
+            streams.break_off[0](errors.NotFound("NOT_FOUND", "no more"))
+            await streams.closed.wait()
     await server.stop(30)
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]

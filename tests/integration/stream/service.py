@@ -45,6 +45,7 @@ from services.stream.parked_changes import ParkedChanges
 from services.stream.passes import Passes
 from services.stream.pulls import Pulls
 from services.stream.snapshots import ResumeTokens
+from services.stream.stalls import Stalls
 from services.stream.subscription_api import SubscriptionHandlers
 from services.stream.subscriptions import Subscriptions
 from services.stream.ticket_api import TicketHandlers
@@ -112,9 +113,10 @@ class StreamService:
         self._multiplexer = multiplexer = Multiplexer(feeds, gate)
         changes = Changes(self.hubs)
         passes = Passes(bytes(32), public_tls)
-        self._http = HttpPort(feeds, multiplexer, changes, gate, passes)
+        self._stalls = stalls = Stalls()
+        self._http = HttpPort(feeds, multiplexer, changes, gate, passes, stalls)
         self._server = grpc.aio.server()
-        handlers = StreamHandlers(feeds, multiplexer, changes)
+        handlers = StreamHandlers(feeds, multiplexer, changes, stalls)
         handler = generic_handler("strandline.stream.v1.StreamService", handlers, gate.admit)
         self._server.add_generic_rpc_handlers((handler,))
         self.database = Database(own_url) if own_url else None
@@ -124,7 +126,7 @@ class StreamService:
             self.subscriptions = Subscriptions(self.database, logs, self.webhooks)
             self.deliveries = Deliveries(self.database, self.hubs, logs)
             self.parked = ParkedChanges(self.database, logs)
-            pulls = Pulls(self.deliveries, self.hubs, self.access)
+            pulls = Pulls(self.deliveries, self.hubs, self.access, stalls)
             consumers = SubscriptionHandlers(self.subscriptions, self.parked, self.deliveries, pulls, bytes(32))
             handler = generic_handler(subscription_api.SERVICE, consumers, gate.admit)
             self._server.add_generic_rpc_handlers((handler,))
@@ -140,6 +142,7 @@ class StreamService:
         await self.hubs.start()
         await self._http.start(self._http_address)
         await self._server.start()
+        self._looking = asyncio.create_task(self._stalls.run())
 
     @property
     def open_feeds(self) -> int:
@@ -178,6 +181,7 @@ class StreamService:
         await self.disconnect()
 
     async def disconnect(self) -> None:
+        self._looking.cancel()
         await self.hubs.stop()
         await self.access.stop()
         await self.bus.close()
