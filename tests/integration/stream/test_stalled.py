@@ -156,12 +156,24 @@ async def stalled(
 
 async def until_stalled(count: int) -> None:
     """Return when so many readers take nothing, as the metrics tell it several times: not one that is only slow."""
-    told = 0
+    times = 0
     async with asyncio.timeout(30):
-        while told < 20:
+        while times < 20:
             is_so = REGISTRY.get_sample_value("strandline_stream_readers_stalled") == count
-            told = told + 1 if is_so else 0
+            times = times + 1 if is_so else 0
             await asyncio.sleep(0.02)
+
+
+async def ends(readers: dict[str, Wake]) -> dict[str, str]:
+    """How each one's stream ended, before it had everything."""
+    outcomes = {name: await asyncio.wait_for(wake(), 30) for name, wake in readers.items()}
+    assert all(last < UNITS for last, _ in outcomes.values())
+    return {name: outcome for name, (_, outcome) in outcomes.items()}
+
+
+def told(why: str) -> dict[str, str]:
+    """What each reader sees: over HTTP there is no way to say it."""
+    return {name: why if "grpc" in name or name == PULL else "cut" for name in TRANSPORTS}
 
 
 async def end(owner: Owner, how: str) -> None:
@@ -174,11 +186,11 @@ async def end(owner: Owner, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "why"),
     [("member removed", "NOT_FOUND"), ("session ended", "TOKEN_INVALID"), ("token expired", "TOKEN_INVALID")],
 )
 async def test_a_reader_that_takes_nothing_does_not_outlive_its_rights(
-    owner: Owner, stream: StreamService, monkeypatch: pytest.MonkeyPatch, how: str, told: str
+    owner: Owner, stream: StreamService, monkeypatch: pytest.MonkeyPatch, how: str, why: str
 ) -> None:
     token = access_token()
     async with stalled(stream, token, list(TRANSPORTS)) as readers:
@@ -190,10 +202,7 @@ async def test_a_reader_that_takes_nothing_does_not_outlive_its_rights(
         await end(owner, how)
         await stream.emptied()
         await stream.has_pulls(0)
-        for name, wake in readers.items():
-            last, outcome = await asyncio.wait_for(wake(), 30)
-            assert last < UNITS, name
-            assert outcome == ("cut" if "grpc" not in name and name != PULL else told), name
+        assert await ends(readers) == told(why)
 
 
 async def test_a_reader_that_takes_nothing_and_may_have_it_gets_everything_when_it_wakes(
@@ -207,3 +216,22 @@ async def test_a_reader_that_takes_nothing_and_may_have_it_gets_everything_when_
             await until_stalled(len(readers))  # whoever looked at Bob's has looked at all
         outcomes = {name: await asyncio.wait_for(wake(), 30) for name, wake in readers.items()}
         assert outcomes == dict.fromkeys(TRANSPORTS, (UNITS, ""))
+
+
+async def test_a_reader_that_takes_nothing_goes_on_while_nobody_can_tell_but_not_for_long(
+    owner: Owner, stream: StreamService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stalled(stream, access_token(), list(TRANSPORTS)) as readers:
+        for module in ("services.stream.permit", "services.stream.pulls"):
+            monkeypatch.setattr(f"{module}.UNVERIFIABLE_SECONDS", 0.5)
+        await owner.stop()  # which is the user service, too
+        async with asyncio.timeout(30):
+            while True:
+                if stream.open_feeds < len(FEEDS) or REGISTRY.get_sample_value("strandline_stream_pulls_open") == 0:
+                    break
+                await asyncio.sleep(0.02)
+        assert stream.access.unverifiable_for > 0.5
+        await stream.emptied()
+        await stream.has_pulls(0)
+        assert await ends(readers) == told("ACCESS_UNVERIFIABLE")
+    await owner.start()
