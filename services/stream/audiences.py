@@ -7,7 +7,6 @@ next ``Progress``.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -15,6 +14,7 @@ from itertools import takewhile
 from typing import Final
 
 from services.stream.messages import LogUnit, UnitsMessage, share, that_fit
+from services.stream.news import News, Take
 from services.stream.selection import Selection
 from services.stream.selection_index import SelectionIndex
 from services.stream.views import UnitView
@@ -40,7 +40,7 @@ class Audience:
         self.members = 0
         self._units: dict[int, LogUnit] = {}
         self._batches: dict[int, UnitsMessage] = {}
-        self._change = asyncio.Event()
+        self._news = News()
 
     def batch(self, cursor: int, position: int) -> UnitsMessage | None:
         """What matches after *cursor*, at least ``since``, as far as it fits into one message; None: nothing does.
@@ -75,15 +75,19 @@ class Audience:
         self._units.clear()
         self._batches.clear()
 
+    def tell(self) -> None:
+        """There is something new, or something to be looked at."""
+        self._batches.clear()
+        self._news.tell()
+
     def wake(self) -> None:
         """Let every reader that waits look again."""
         self._batches.clear()
-        self._change.set()
-        self._change.clear()
+        self._news.wake()
 
-    async def changed(self) -> None:
-        """Wait for the next ``wake``."""
-        await self._change.wait()
+    async def changed(self, take: Take | None = None) -> None:
+        """Wait for what is new, unless *take* takes it, or for the next ``wake``."""
+        await self._news.wait(take)
 
 
 class Audiences:
@@ -115,7 +119,7 @@ class Audiences:
             audience.begin_again(audience.since)
 
     def take(self, units: Sequence[LogUnit], position: int) -> None:
-        """Evaluate *units*, the newest of the ring, which ends at *position* now, and wake those whom they concern."""
+        """Evaluate *units*, the newest of the ring, which ends at *position* now, and tell those whom they concern."""
         if not self._audiences:
             return
         try:
@@ -127,7 +131,7 @@ class Audiences:
             for audience in touched:
                 audience.begin_again(position)
         for audience in touched:
-            audience.wake()
+            audience.tell()
 
     def _evaluate(self, units: Sequence[LogUnit], position: int) -> Collection[Audience]:
         """Those whom *units* concern, who now know what is theirs, or that they have to look."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -32,6 +32,8 @@ from services.stream.upstream import Logs
 logger = logging.getLogger(__name__)
 End = feed_pb2.End
 T = TypeVar("T")
+# Sends a message at once, or refuses it, because what was sent before is still on its way.
+Push = Callable[[Message], bool]
 
 # Unless a reader asks otherwise. Promised are 5 s: a feed that waits looks at the clock every second, and before it
 # reads from an owner, which takes 1.5 s at most.
@@ -89,9 +91,14 @@ class Feed:
         self._failing_since: float | None = None
         self._walking = start.walk  # until its end was told
         self._is_over = False
+        self._push: Push | None = None
 
-    async def messages(self) -> AsyncGenerator[Message, None]:
-        """Everything in order. Without end, unless we end it: then ``End`` is the last message."""
+    async def messages(self, push: Push | None = None) -> AsyncGenerator[Message, None]:
+        """Everything in order. Without end, unless we end it: then ``End`` is the last message.
+
+        What comes while the feed waits may go to *push*, instead of being yielded.
+        """
+        self._push = push if self._stop is None else None
         # One that ends soon looks at the units itself.
         if self._stop is None and not self._selection.is_everything:
             self._audience = self._hub.join(self._selection)
@@ -187,9 +194,27 @@ class Feed:
             elif self._is_overdue():
                 yield self._progress()
             elif batch is None:
-                await (self._audience or self._hub).changed()
+                await (self._audience or self._hub).changed(self._take if self._push else None)
             else:
                 await asyncio.sleep(0)  # nothing matched: let others run before the next batch
+
+    def _take(self) -> bool:
+        """Push what is new, from where the feed waits; False: that cannot be had, or not be sent, without waiting."""
+        before = self._cursor
+        while self._permit.stands() and self._cursor >= (self._audience.since if self._audience else self._hub.floor):
+            if self._audience is not None:
+                batch = self._look(self._audience)
+            elif (batch := self._hub.batch(self._cursor)) is not None:
+                self._cursor = batch.revision
+            if batch is None:
+                return True
+            assert self._push is not None
+            if not self._push(batch.covering(self._sent)):
+                break
+            before = self._sent = self._cursor
+            self._sent_at = time.monotonic()
+        self._cursor = before
+        return False
 
     def _look(self, audience: Audience) -> UnitsMessage | None:
         """What follows the cursor, which moves over it and over everything that is known not to match."""

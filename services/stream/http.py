@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, aclosing
 from http import HTTPStatus
 from pathlib import Path
 
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import HttpVersion11, WSCloseCode, WSMsgType, web
 from google.protobuf.message import Message as ProtoMessage
 from strandline.stream.v1 import feed_pb2, stream_service_pb2
 from strandline.stream.v1.stream_service_pb2 import WatchManyRequest
@@ -25,8 +25,9 @@ from services.runtime.gate import Gate
 from services.runtime.rpc import Method, status_of_error, translate
 from services.runtime.server import remove_stale_socket
 from services.stream.changes import Changes
+from services.stream.direct import pusher, text_frame
 from services.stream.envelopes import AboutWatch
-from services.stream.feed import Feed
+from services.stream.feed import Feed, Push
 from services.stream.feeds import Feeds
 from services.stream.frames import Misfit, parse_frame
 from services.stream.messages import Message, OtherMessage
@@ -193,25 +194,35 @@ def is_held(if_none_match: str, etag: str) -> bool:
     return if_none_match.strip() == "*" or etag.removeprefix("W/") in _ETAG.findall(if_none_match)
 
 
-def _line(message: Message) -> bytes:
-    return message.json + b"\n"
+def _line(_: Message) -> tuple[bytes, bytes]:
+    return b"", b"\n"
 
 
-def _event(message: Message) -> bytes:
-    if not message.event_id:
-        return b"data: %b\n\n" % message.json
-    return b"id: %b\ndata: %b\n\n" % (message.event_id.encode(), message.json)
+def _event(message: Message) -> tuple[bytes, bytes]:
+    return b"id: %b\ndata: " % message.event_id.encode() if message.event_id else b"data: ", b"\n\n"
 
 
 async def _lines(
-    request: web.Request, feed: Feed, headers: dict[str, str], content_type: str, frame: Callable[[Message], bytes]
+    request: web.Request,
+    feed: Feed,
+    headers: dict[str, str],
+    content_type: str,
+    frame: Callable[[Message], tuple[bytes, bytes]],
 ) -> web.StreamResponse:
+    """Send *feed*; *frame* says what stands before the JSON of a message, and after it."""
     response = web.StreamResponse(headers={**headers, **_STREAM_HEADERS, "content-type": content_type})
     await response.prepare(request)
+
+    def chunk(message: Message) -> tuple[bytes, ...]:
+        (before, after), json = frame(message), message.json
+        return b"%x\r\n" % (len(before) + len(json) + len(after)), before, json, after, b"\r\n"
+
+    push = pusher(request, chunk) if request.version >= HttpVersion11 else None
     try:
-        async with aclosing(feed.messages()) as messages:
+        async with aclosing(feed.messages(push)) as messages:
             async for message in messages:
-                await response.write(frame(message))
+                before, after = frame(message)
+                await response.write(b"%b%b%b" % (before, message.json, after))
         await response.write_eof()
     except ConnectionError:
         logger.debug("a reader went away")
@@ -224,7 +235,7 @@ async def _websocket(
     socket = Socket(MAX_CLIENT_MESSAGE)
     socket.headers.update(headers)
     await socket.prepare(request)
-    await socket.run(_drop(socket), _send(socket, feed, taking))
+    await socket.run(_drop(socket), _send(socket, feed, pusher(request, text_frame), taking))
     return socket
 
 
@@ -234,11 +245,11 @@ async def _drop(socket: Socket) -> None:
         pass
 
 
-async def _send(socket: Socket, feed: Feed, taking: AbstractContextManager[None]) -> None:
+async def _send(socket: Socket, feed: Feed, push: Push, taking: AbstractContextManager[None]) -> None:
     last: Message | None = None
     try:
         with taking:  # but not the leave, which takes as long as it may
-            async with aclosing(feed.messages()) as messages:
+            async with aclosing(feed.messages(push)) as messages:
                 async for message in messages:
                     await socket.send_frame(message.json, WSMsgType.TEXT)
                     last = message

@@ -7,13 +7,13 @@ one whose cursor falls below ``floor`` reads the owner's log until it has caught
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from services.runtime.changelog import Head
 from services.stream.audiences import Audience, Audiences
 from services.stream.messages import LogUnit, UnitsMessage, purges, share, that_fit
+from services.stream.news import News, Take
 from services.stream.selection import Selection
 
 # Of a ring, as the owner encoded the units; their JSON, about twice as long, comes on top when somebody reads JSON.
@@ -45,7 +45,7 @@ class Hub:
     _units: dict[int, LogUnit] = field(default_factory=dict)
     _bytes: int = 0
     _batches: dict[int, UnitsMessage] = field(default_factory=dict)
-    _change: asyncio.Event = field(default_factory=asyncio.Event)
+    _news: News = field(default_factory=News)
     _audiences: Audiences = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,7 +84,8 @@ class Hub:
                     self._forget_before(self.position)
             self.head = max(self.head, self.position)
             self._evict()
-            self._wake_readers_of_everything()
+            self._batches.clear()
+            self._news.tell()
             self._audiences.take(fresh, self.position)
             self._audiences.forget(self.floor)
         return True
@@ -121,17 +122,13 @@ class Hub:
 
     def wake(self) -> None:
         """Let every subscriber that waits look again."""
-        self._wake_readers_of_everything()
+        self._batches.clear()
+        self._news.wake()
         self._audiences.wake()
 
-    def _wake_readers_of_everything(self) -> None:
-        self._batches.clear()
-        self._change.set()
-        self._change.clear()
-
-    async def changed(self) -> None:
-        """Wait for the next unit or ``wake``, which comes at least every second."""
-        await self._change.wait()
+    async def changed(self, take: Take | None = None) -> None:
+        """Wait for the next unit, unless *take* takes it, or ``wake``, which comes at least every second."""
+        await self._news.wait(take)
 
     def join(self, selection: Selection) -> Audience:
         """The audience of *selection*, which is not everything, for one more reader, who must ``leave`` it."""

@@ -87,6 +87,17 @@ class Permit:
         self._namespace = call.allowed_namespace()
         self._checked = hub.access_changes
 
+    def stands(self) -> bool:
+        """Whether a message may be delivered now, as far as that can be told without waiting or asking."""
+        return (
+            self._way is None
+            and not self._hubs.draining
+            and not self._hub.ended
+            and self._access.fresh
+            and self._checked == self._hub.access_changes
+            and time.time() <= self._call.identified().expires_at + LEEWAY
+        )
+
     async def demand(self) -> None:
         """Return when a message may be delivered now; wait while nobody can tell.
 

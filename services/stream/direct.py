@@ -1,0 +1,39 @@
+"""Messages straight into a connection's buffer, past the HTTP library, while nothing else is on its way there.
+
+The bytes are those that the library would write. It does so in a coroutine, which is what a push must not need; and it
+copies each message for each reader, which for many readers of a large one is most of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from aiohttp import web
+
+from services.stream.feed import Push
+from services.stream.messages import Message
+
+
+def pusher(request: web.Request, encode: Callable[[Message], Iterable[bytes]]) -> Push:
+    """What sends a message, in the pieces that *encode* makes of it, on the connection of *request*."""
+
+    def push(message: Message) -> bool:
+        transport = request.transport
+        # A reader that is behind is waited for, and that is for its own task to do.
+        if transport is None or transport.is_closing() or transport.get_write_buffer_size():
+            return False
+        transport.writelines(encode(message))
+        return True
+
+    return push
+
+
+def text_frame(message: Message) -> tuple[bytes, bytes]:
+    """The message as one WebSocket text frame of a server (RFC 6455, section 5.2)."""
+    json = message.json
+    size = len(json)
+    if size < 126:
+        return bytes((0x81, size)), json
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2), json
+    return b"\x81\x7f" + size.to_bytes(8), json
