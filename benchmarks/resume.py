@@ -2,7 +2,8 @@
 
 The figure is the live watchers' p99 from the commit's stamp to delivery while the crowd catches up, with the p99 before
 it as its ceiling. ``seconds`` is how long it took from the first connection until the last of the crowd had 10,000
-revisions, in X
+revisions, in ranges that join up; ``log_read`` is how many bytes of units the stream service read from their owner, as
+a share of the log (1: everything once), in ``log_reads`` calls.
 
 The stream service has nothing of the 10,000 in memory when the first of them comes: nobody watched while they were
 written. In the path and pinned as in ``delivery``, over gRPC: the stream service has core 0, and PostgreSQL, the entity

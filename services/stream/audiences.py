@@ -1,7 +1,7 @@
 """Readers of one hub who asked for the same: what of the ring is theirs is found, evaluated and encoded once.
 
 When units join the ring, the index says which audiences they may concern. These are evaluated and, if anything matched,
-woken; all others sleep on: that nothing of theirs happened is known without asking, and their feeds say so with their
+told; all others sleep on: that nothing of theirs happened is known without asking, and their feeds say so with their
 next ``Progress``.
 """
 
@@ -118,18 +118,23 @@ class Audiences:
             self._index.discard(audience)
             audience.begin_again(audience.since)
 
-    def take(self, units: Sequence[LogUnit], position: int) -> None:
-        """Evaluate *units*, the newest of the ring, which ends at *position* now, and tell those whom they concern."""
-        if not self._audiences:
-            return
-        try:
-            touched = self._evaluate(units, position)
-        except Exception:
-            # Nobody may take for granted that nothing of theirs is in there: each looks, and its feed breaks audibly.
-            logger.exception("units up to revision %s cannot be evaluated", position)
-            touched = self._audiences.values()
-            for audience in touched:
-                audience.begin_again(position)
+    def take(self, units: Sequence[LogUnit], position: int, floor: int) -> None:
+        """Evaluate *units*, the newest of the ring, which goes from *floor* to *position* now; tell those concerned.
+
+        They take what is theirs while they are told, so what left the ring with these units is forgotten before.
+        """
+        touched: Collection[Audience] = ()
+        if self._audiences:
+            try:
+                touched = self._evaluate(units, position)
+            except Exception:
+                # Nobody may take for granted that nothing of theirs is in there: each looks, and its feed breaks
+                # audibly.
+                logger.exception("units up to revision %s cannot be evaluated", position)
+                touched = self._audiences.values()
+                for audience in touched:
+                    audience.begin_again(position)
+        self._forget(floor)
         for audience in touched:
             audience.tell()
 
@@ -156,7 +161,7 @@ class Audiences:
             self._kept.append((revision, audience, size))
             self._bytes += size
 
-    def forget(self, floor: int) -> None:
+    def _forget(self, floor: int) -> None:
         """Drop what stands at or below *floor*, the ring's, and the oldest beyond the bound."""
         while self._kept and (self._kept[0][0] <= floor or self._bytes > self._max_bytes):
             revision, audience, size = self._kept.popleft()

@@ -1,7 +1,6 @@
 """Messages straight into a connection's buffer, past the HTTP library, while nothing else is on its way there.
 
-The bytes are those that the library would write. It does so in a coroutine, which is what a push must not need; and it
-copies each message for each reader, which for many readers of a large one is most of the work.
+The bytes are those that the library would write; it does so in a coroutine, which is what a push must not need.
 """
 
 from __future__ import annotations
@@ -13,14 +12,19 @@ from aiohttp import web
 from services.stream.feed import Push
 from services.stream.messages import Message
 
+# About as much as the HTTP library leaves in a connection's buffer before it waits.
+MAX_BYTES = 64 * 1024
+
 
 def pusher(request: web.Request, encode: Callable[[Message], Iterable[bytes]]) -> Push:
     """What sends a message, in the pieces that *encode* makes of it, on the connection of *request*."""
 
     def push(message: Message) -> bool:
         transport = request.transport
-        # A reader that is behind is waited for, and that is for its own task to do.
-        if transport is None or transport.is_closing() or transport.get_write_buffer_size():
+        if transport is None or transport.is_closing():
+            return False
+        # What may have to wait for its reader is for the reader's own task to send: that can be looked at, and ended.
+        if transport.get_write_buffer_size() or len(message.json) > MAX_BYTES:
             return False
         transport.writelines(encode(message))
         return True

@@ -201,20 +201,28 @@ class Feed:
     def _take(self) -> bool:
         """Push what is new, from where the feed waits; False: that cannot be had, or not be sent, without waiting."""
         before = self._cursor
-        while self._permit.stands() and self._cursor >= (self._audience.since if self._audience else self._hub.floor):
-            if self._audience is not None:
-                batch = self._look(self._audience)
-            elif (batch := self._hub.batch(self._cursor)) is not None:
-                self._cursor = batch.revision
-            if batch is None:
-                return True
-            assert self._push is not None
-            if not self._push(batch.covering(self._sent)):
-                break
-            before = self._sent = self._cursor
-            self._sent_at = time.monotonic()
-        self._cursor = before
-        return False
+        try:
+            while self._permit.stands() and self._cursor >= self._known_since():
+                if self._audience is not None:
+                    batch = self._look(self._audience)
+                elif (batch := self._hub.batch(self._cursor)) is not None:
+                    self._cursor = batch.revision
+                if batch is not None:
+                    assert self._push is not None
+                    if not self._push(batch.covering(self._sent)):
+                        return False
+                    self._sent = self._cursor
+                    self._sent_at = time.monotonic()
+                before = self._cursor
+                if batch is None:
+                    return True
+            return False
+        finally:
+            self._cursor = before  # what was not sent is looked at again
+
+    def _known_since(self) -> int:
+        """After which revision what belongs to the feed is in memory."""
+        return self._hub.floor if self._audience is None else self._audience.since
 
     def _look(self, audience: Audience) -> UnitsMessage | None:
         """What follows the cursor, which moves over it and over everything that is known not to match."""

@@ -235,7 +235,9 @@ async def _websocket(
     socket = Socket(MAX_CLIENT_MESSAGE)
     socket.headers.update(headers)
     await socket.prepare(request)
-    await socket.run(_drop(socket), _send(socket, feed, pusher(request, text_frame), taking))
+    push = pusher(request, text_frame)
+    sending = _send(socket, feed, lambda message: not socket.is_parting and push(message), taking)
+    await socket.run(_drop(socket), sending)
     return socket
 
 

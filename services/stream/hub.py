@@ -86,8 +86,7 @@ class Hub:
             self._evict()
             self._batches.clear()
             self._news.tell()
-            self._audiences.take(fresh, self.position)
-            self._audiences.forget(self.floor)
+            self._audiences.take(fresh, self.position, self.floor)
         return True
 
     def _forget_before(self, revision: int) -> None:

@@ -8,7 +8,10 @@ take it, and sleeps on.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
 
 # Takes what is new, at once; False: that cannot be, and its reader has to wake up for it.
 Take = Callable[[], bool]
@@ -57,4 +60,5 @@ def _takes(take: Take) -> bool:
     try:
         return take()
     except Exception:
-        return False  # it fails again for the reader itself, who says so
+        logger.exception("a reader is woken, because it could not take what is new")
+        return False

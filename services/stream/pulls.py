@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections import Counter
@@ -107,20 +108,26 @@ class Pulls:
 
     @asynccontextmanager
     async def _one_more(self, call: Call) -> AsyncIterator[None]:
-        """A stream of the caller's, who may have ``MAX_STREAMS``."""
+        """A stream of the caller's, who may have ``MAX_STREAMS``; the running task is that of its RPC."""
         user = call.identified().user_id
         if self._streams[user] >= MAX_STREAMS:
             message = "the caller has as many streams of deliveries as one may have at a server"
             raise ResourceExhausted("TOO_MANY_PULLS", message, limit=str(MAX_STREAMS))
         self._streams[user] += 1
+        # One that is hung up on holds what was sent until its client reads on or goes, and counts for as long.
+        rpc = asyncio.current_task()
+        assert rpc is not None
+        rpc.add_done_callback(lambda _: self._one_less(user))
         OPEN.inc()
         try:
             yield
         finally:
             OPEN.dec()
-            self._streams[user] -= 1
-            if not self._streams[user]:
-                del self._streams[user]
+
+    def _one_less(self, user: str) -> None:
+        self._streams[user] -= 1
+        if not self._streams[user]:
+            del self._streams[user]
 
     async def _wait(self, call: Call, namespace: Namespace, worker: Worker, until: float) -> bool:
         """Whether there may be something to take before *until*. Returns early when this process goes away."""

@@ -25,6 +25,11 @@ class Socket(web.WebSocketResponse):
         self._was_answered = asyncio.Event()
         self._has_parted = asyncio.Event()
 
+    @property
+    def is_parting(self) -> bool:
+        """Whether our close frame is sent, or about to be: after it there is none."""
+        return self._is_parting
+
     async def run(self, reading: Coroutine[Any, Any, None], sending: Coroutine[Any, Any, None]) -> None:
         """Do both until one has ended: *reading* with the client's close frame, *sending* with ours."""
         tasks = [asyncio.create_task(reading), asyncio.create_task(sending)]

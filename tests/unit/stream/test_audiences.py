@@ -241,3 +241,22 @@ def test_a_message_to_an_audience_holds_about_a_mebibyte_and_covers_what_it_hold
         covered.append((batch.after, batch.revision, len(batch.units)))
         cursor = batch.revision
     assert covered == [(0, 2, 2), (2, 4, 2), (4, 5, 1)]
+
+
+async def test_what_a_purge_took_along_is_gone_before_anybody_is_told() -> None:
+    hub = hub_at(0)
+    audience = hub.join(selection_of([], "data.n > 0"))
+    found: list[tuple[int, UnitsMessage | None]] = []
+
+    def take() -> bool:
+        found.append((audience.since, audience.batch(audience.since, hub.position)))
+        return True
+
+    waiting = asyncio.create_task(audience.changed(take))
+    await asyncio.sleep(0)
+    hub.append(0, [unit(1, (1, 1, 1)), unit(2, (1, 1, 1), purged=True), unit(3, (2, 1, 1))])
+    ((since, message),) = found
+    assert message is not None
+    assert (since, message.after, message.revision) == (1, 1, 3)
+    assert [view.unit.revision for view in message.views] == [2, 3]
+    waiting.cancel()
