@@ -25,8 +25,10 @@ from strandline_gateway.transcoding import TRANSCODER
 HTTP_CLUSTER = "{}-http"
 REST_TIMEOUT = "30s"
 JWT_PER_ROUTE = "filters.http.jwt_authn.v3.PerRouteConfig"
-# Feeds and calls with a deadline of their own are never ended by the edge.
-NO_TIMEOUT: Json = {"timeout": "0s", "idle_timeout": "0s"}
+# Feeds, and calls with a deadline of their own, last as long as anything moves. Where nothing does, the idle timeout of
+# the listener ends them: a feed says at least every 5 s that it lives, and one whose reader takes nothing keeps what
+# both proxies hold for it.
+NO_TIMEOUT: Json = {"timeout": "0s"}
 
 
 def routes(topology: Topology) -> list[Json]:

@@ -137,7 +137,8 @@ def parse_endpoint(url: str, receivers: Sequence[Receiver] = (), field: str = "e
     """
     if len(url) > MAX_URL:
         raise invalid_field(field, f"must have at most {MAX_URL} characters")
-    match = _URL.fullmatch(url)
+    # Checked and used in one spelling: a letter that becomes an ASCII one in lower case may be another name elsewhere.
+    match = _URL.fullmatch(url) if url.isascii() else None
     if match is None:
         raise invalid_field(field, "must be https://<name>[:443|:8443][/path][?query], all of it in ASCII")
     host, port = match["host"].lower(), int(match["port"] or 443)

@@ -61,8 +61,11 @@ class Socket(web.WebSocketResponse):
         else:
             await self._part(code.to_bytes(2, "big") + message)
         # On a connection that is closing, aiohttp sends no close frame of its own.
-        if self._req is not None and self._req.transport is not None:
-            self._req.transport.close()
+        if self._req is not None and (transport := self._req.transport) is not None:
+            if transport.get_write_buffer_size():
+                transport.abort()  # it would wait for a reader who had its time, and whom nobody looks after any more
+            else:
+                transport.close()
         return await super().close(code=code, message=message, drain=drain)
 
     async def _part(self, last_words: bytes) -> None:

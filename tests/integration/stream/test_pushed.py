@@ -202,6 +202,18 @@ async def test_a_reader_who_waited_is_cut_off_from_what_came_then(
         assert rest < 12 * 200_000
 
 
+async def test_who_closes_and_takes_no_more_is_not_waited_for(owner: Owner, stream: StreamService) -> None:
+    async with websocket(stream, access_token()) as (reader, writer):
+        await owner.write(TIDES, {("buoy", f"e{number}"): {"text": "x" * 200_000} for number in range(12)})
+        await asyncio.wait_for(reader.readexactly(10), 20)
+        writer.write(b"\x88\x82" + bytes(4) + (1000).to_bytes(2))
+        async with asyncio.timeout(20):
+            while not writer.is_closing():  # nobody takes what is written to a connection that is gone
+                writer.write(b"\x8a\x80" + bytes(4))
+                await asyncio.sleep(0.05)
+        await stream.emptied()
+
+
 @asynccontextmanager
 async def websocket(
     stream: StreamService, token: str

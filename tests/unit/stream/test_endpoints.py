@@ -134,6 +134,13 @@ def spellings(number: int) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("host", ["ex\u212aample.com", "example.\u212aom", "e\u017fample.com", "bücher.example.com"])
+def test_a_name_has_one_spelling(host: str) -> None:
+    # The first is in lower case what looks like it: it would be checked as one name, and used as another.
+    with pytest.raises(InvalidArgument, match="ASCII"):
+        parse_endpoint(f"https://{host}/")
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["", ":443", ":8443"]), st.sampled_from(["", "/", "/hook?x=1"]))
 def test_an_address_is_no_name_in_any_spelling(number: int, port: str, path: str) -> None:
     for host in spellings(number):
