@@ -207,15 +207,14 @@ class Feed:
                     batch = self._look(self._audience)
                 elif (batch := self._hub.batch(self._cursor)) is not None:
                     self._cursor = batch.revision
-                if batch is not None:
-                    assert self._push is not None
-                    if not self._push(batch.covering(self._sent)):
-                        return False
-                    self._sent = self._cursor
-                    self._sent_at = time.monotonic()
-                before = self._cursor
                 if batch is None:
+                    before = self._cursor
                     return True
+                assert self._push is not None
+                if not self._push(batch.covering(self._sent)):
+                    return False
+                before = self._sent = self._cursor
+                self._sent_at = time.monotonic()
             return False
         finally:
             self._cursor = before  # what was not sent is looked at again
