@@ -194,35 +194,31 @@ def is_held(if_none_match: str, etag: str) -> bool:
     return if_none_match.strip() == "*" or etag.removeprefix("W/") in _ETAG.findall(if_none_match)
 
 
-def _line(_: Message) -> tuple[bytes, bytes]:
-    return b"", b"\n"
+def _line(message: Message) -> bytes:
+    return message.json + b"\n"
 
 
-def _event(message: Message) -> tuple[bytes, bytes]:
-    return b"id: %b\ndata: " % message.event_id.encode() if message.event_id else b"data: ", b"\n\n"
+def _event(message: Message) -> bytes:
+    if not message.event_id:
+        return b"data: %b\n\n" % message.json
+    return b"id: %b\ndata: %b\n\n" % (message.event_id.encode(), message.json)
 
 
 async def _lines(
-    request: web.Request,
-    feed: Feed,
-    headers: dict[str, str],
-    content_type: str,
-    frame: Callable[[Message], tuple[bytes, bytes]],
+    request: web.Request, feed: Feed, headers: dict[str, str], content_type: str, frame: Callable[[Message], bytes]
 ) -> web.StreamResponse:
-    """Send *feed*; *frame* says what stands before the JSON of a message, and after it."""
     response = web.StreamResponse(headers={**headers, **_STREAM_HEADERS, "content-type": content_type})
     await response.prepare(request)
 
     def chunk(message: Message) -> tuple[bytes, ...]:
-        (before, after), json = frame(message), message.json
-        return b"%x\r\n" % (len(before) + len(json) + len(after)), before, json, after, b"\r\n"
+        line = frame(message)
+        return b"%x\r\n" % len(line), line, b"\r\n"
 
     push = pusher(request, chunk) if request.version >= HttpVersion11 else None
     try:
         async with aclosing(feed.messages(push)) as messages:
             async for message in messages:
-                before, after = frame(message)
-                await response.write(b"%b%b%b" % (before, message.json, after))
+                await response.write(frame(message))
         await response.write_eof()
     except ConnectionError:
         logger.debug("a reader went away")
