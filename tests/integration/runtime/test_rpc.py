@@ -8,6 +8,7 @@ import gc
 import logging
 import string
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
@@ -203,32 +204,32 @@ async def test_a_stream_whose_client_goes_is_closed_at_once_and_not_when_somebod
     await server.stop(None)
 
 
-async def test_clients_that_go_while_they_are_written_to_are_no_error_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+@asynccontextmanager
+async def serving() -> AsyncIterator[tuple[str, Streams]]:
+    """Streams and where they are served, for half a minute at most; those that are open then are waited for."""
     server = grpc.aio.server()
     streams = Streams()
     server.add_generic_rpc_handlers((rpc.generic_handler(SERVICE, streams, admit),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with asyncio.timeout(30):
-        async with unread(f"127.0.0.1:{port}", "", [(f"/{SERVICE}/Watch", b"")] * 20):
+        yield f"127.0.0.1:{port}", streams
+    await server.stop(30)
+
+
+async def test_clients_that_go_while_they_are_written_to_are_no_error_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as (address, streams):
+        async with unread(address, "", [(f"/{SERVICE}/Watch", b"")] * 20):
             await asyncio.sleep(0.1)  # so that nearly all are blocked; the test holds without it
         await streams.closed.wait()
-    await server.stop(30)
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_a_stream_that_is_broken_off_closes_at_once_and_the_client_that_goes_unread_is_no_error_of_ours(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    server = grpc.aio.server()
-    streams = Streams()
-    server.add_generic_rpc_handlers((rpc.generic_handler(SERVICE, streams, admit),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with asyncio.timeout(30):
-        async with unread(f"127.0.0.1:{port}", "", [(f"/{SERVICE}/Watch", b"")]):
-            await asyncio.sleep(0.1)  # so that it is blocked; the test holds without it
-            streams.break_off[0](errors.NotFound("NOT_FOUND", "no more"))
-            await streams.closed.wait()
-    await server.stop(30)
+    async with serving() as (address, streams), unread(address, "", [(f"/{SERVICE}/Watch", b"")]):
+        await asyncio.sleep(0.1)  # so that it is blocked; the test holds without it
+        streams.break_off[0](errors.NotFound("NOT_FOUND", "no more"))
+        await streams.closed.wait()
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
