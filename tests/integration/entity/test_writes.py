@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import grpc
+import psycopg
 import pytest
 from google.protobuf import json_format
 from strandline.entity.v1 import entity_pb2, type_service_pb2
 from strandline.entity.v1 import entity_service_pb2 as pb
 from strandline.stream.v1 import feed_pb2
 
-from tests.integration.entity.conftest import Replica, Shore, error_info, info_in, reason, refusal
+from tests.integration.entity.conftest import Replica, Shore, error_info, eventually, info_in, reason, refusal
 
 Change = feed_pb2.Change
 
@@ -285,28 +288,47 @@ async def test_concurrent_masked_updates_lose_nothing(shore: Shore, other_replic
 
 
 async def test_a_write_without_an_etag_that_loses_every_race_may_simply_be_repeated(
-    shore: Shore, monkeypatch: pytest.MonkeyPatch
+    shore: Shore, other_replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await shore.declare(indexes=[{"fields": ["data.x", "data.y"], "unique": True}])
-    await shore.create("b1", {"x": -1, "y": -1})
+    await shore.create("b1", {"x": 0, "y": 0})
+    elsewhere = shore.through(other_replica)
 
-    async def update(field: str, n: int) -> str:
+    async def update(by: Shore, field: str, n: int) -> str:
         try:
-            await shore.update("b1", {field: n})
+            await by.update("b1", {field: n})
         except grpc.aio.AioRpcError as failure:
             return f"{failure.code().name} {error_info(failure).reason}"
         return ""
 
-    async def update_in_batch(field: str, n: int) -> str:
-        (result,) = (await shore.batch(shore.updating("b1", {field: n}))).results
+    async def update_in_batch(by: Shore, field: str, n: int) -> str:
+        (result,) = (await by.batch(by.updating("b1", {field: n}))).results
         status = result.status
         return f"{grpc_code(status.code)} {info_in(status).reason}" if status.code else ""
 
-    assert set(await asyncio.gather(*(update(field, n) for n in range(8) for field in "xy"))) == {""}
-    # With one attempt, all that were prepared for what another one then changed are lost.
-    monkeypatch.setattr("services.entity.writes.MAX_ATTEMPTS", 1)
-    writes = [write(field, n) for n in range(8, 16) for field in "xy" for write in (update, update_in_batch)]
-    assert set(await asyncio.gather(*writes)) == {"", "UNAVAILABLE OVERLOADED"}
+    for n, write in enumerate((update, update_in_batch), start=1):
+        # The second to get the lock was prepared before the first changed what its unique value is made of.
+        first, second = await both_prepared(shore, write(shore, "x", n), write(elsewhere, "y", n))
+        assert (first, second) == ("", "")
+        with monkeypatch.context() as patch:
+            patch.setattr("services.entity.writes.MAX_ATTEMPTS", 1)
+            answers = await both_prepared(shore, write(shore, "x", -n), write(elsewhere, "y", -n))
+            assert sorted(answers) == ["", "UNAVAILABLE OVERLOADED"]
+
+
+async def both_prepared(shore: Shore, *writes: Coroutine[Any, Any, str]) -> list[str]:
+    """The answers to writes through different replicas that are all prepared before one of them is decided."""
+    deployment = shore.replica.deployment
+    waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with await psycopg.AsyncConnection.connect(deployment.superuser_url) as holder:
+        await holder.execute("SELECT FROM heads WHERE namespace = %s FOR UPDATE", (shore.namespace.id,))
+        answers = asyncio.gather(*writes)
+
+        async def all_wait() -> bool:
+            return len(await deployment.rows(waiting)) == len(writes)
+
+        await eventually(all_wait)
+    return await answers
 
 
 def grpc_code(number: int) -> str:
