@@ -27,7 +27,7 @@ class StreamHandlers:
 
     async def watch(self, request: stream_service_pb2.WatchRequest, call: Call) -> AsyncIterator[bytes]:
         async with self._feeds.open(request, call) as feed:
-            with self._stalls.looking_after(feed, breaking_off()):
+            with self._stalls.looking_after(feed, call, breaking_off()):
                 async with aclosing(feed.messages()) as messages:
                     async for message in messages:
                         yield message.protobuf
@@ -38,7 +38,7 @@ class StreamHandlers:
         async with self._multiplexer.connect(call) as connection:
             reading = asyncio.create_task(connection.read(requests))
             try:
-                with self._stalls.looking_after(connection, breaking_off()):
+                with self._stalls.looking_after(connection, call, breaking_off()):
                     async with aclosing(connection.responses()) as responses:
                         async for response in responses:
                             yield response.protobuf
@@ -48,7 +48,7 @@ class StreamHandlers:
 
     async def watch_members(self, request: stream_service_pb2.WatchMembersRequest, call: Call) -> AsyncIterator[bytes]:
         async with self._feeds.open_members(request, call) as feed:
-            with self._stalls.looking_after(feed, breaking_off()):
+            with self._stalls.looking_after(feed, call, breaking_off()):
                 async with aclosing(feed.messages()) as messages:
                     async for message in messages:
                         yield message.protobuf

@@ -105,16 +105,16 @@ class HttpPort:
         watch = _asked(request, stream_service_pb2.WatchRequest)
         call = await self._admit(self._one, watch, request, watch.parent)
         async with self._feeds.open(watch, call) as feed:
-            return await self._send_feed(request, feed, call.response_headers)
+            return await self._send_feed(request, feed, call)
 
     async def _watch_members(self, request: web.Request) -> web.StreamResponse:
         watch = _asked(request, stream_service_pb2.WatchMembersRequest)
         call = await self._admit(self._members, watch, request, f"{watch.parent}/members")
         async with self._feeds.open_members(watch, call) as feed:
-            return await self._send_feed(request, feed, call.response_headers)
+            return await self._send_feed(request, feed, call)
 
-    async def _send_feed(self, request: web.Request, feed: Feed, headers: dict[str, str]) -> web.StreamResponse:
-        taking = self._stalls.looking_after(feed, _hanging_up(request))
+    async def _send_feed(self, request: web.Request, feed: Feed, call: Call) -> web.StreamResponse:
+        taking, headers = self._stalls.looking_after(feed, call, _hanging_up(request)), call.response_headers
         if upgrades(request):
             return await _websocket(request, feed, headers, taking)
         with taking:
@@ -144,7 +144,7 @@ class HttpPort:
             raise InvalidArgument("UPGRADE_REQUIRED", "many watches share a WebSocket: send Upgrade", http_status=426)
         call = await self._admit(self._many, WatchManyRequest(), request, MANY)
         async with self._multiplexer.connect(call) as connection:
-            taking = self._stalls.looking_after(connection, _hanging_up(request))
+            taking = self._stalls.looking_after(connection, call, _hanging_up(request))
             return await _websocket_of_many(request, connection, taking)
 
     async def _page(self, request: web.Request) -> web.StreamResponse:

@@ -92,7 +92,7 @@ class Pulls:
         sent_at = -math.inf  # who waits for the first can tell at once that the stream is open
         async with self._one_more(call), self._deliveries.worker(namespace, id, share=share) as worker:
             stream = _Stream(partial(self._check, call, namespace, worker.hub), self._access)
-            with self._stalls.looking_after(stream, hang_up):
+            with self._stalls.looking_after(stream, call, hang_up):
                 while True:
                     taken = await worker.take(share)
                     if taken or time.monotonic() - sent_at > SIGN_OF_LIFE_SECONDS:

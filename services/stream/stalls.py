@@ -16,6 +16,7 @@ from typing import Protocol
 
 from prometheus_client import Gauge
 
+from services.runtime.call import Call
 from services.runtime.errors import Error
 
 logger = logging.getLogger(__name__)
@@ -47,17 +48,20 @@ class Stalls:
     """All streams of this process that are being handed over."""
 
     def __init__(self) -> None:
-        self._open: dict[Stream, Callable[[Error], object]] = {}
+        self._open: dict[Stream, tuple[Call, Callable[[Error], object]]] = {}
         self._asked: set[Stream] = set()
 
     @contextmanager
-    def looking_after(self, stream: Stream, hang_up: Callable[[Error], object]) -> Iterator[None]:
-        """*hang_up* ends whoever waits for the transport, and is told why. It is not called after the block."""
-        self._open[stream] = hang_up
+    def looking_after(self, stream: Stream, call: Call, hang_up: Callable[[Error], object]) -> Iterator[None]:
+        """*stream* is the answer to *call*. *hang_up* ends whoever waits for the transport, and is told why.
+
+        It is called once at most, and not after the block.
+        """
+        self._open[stream] = call, hang_up
         try:
             yield
         finally:
-            del self._open[stream]
+            self._open.pop(stream, None)
 
     async def run(self) -> None:
         """Look over all streams, for ever."""
@@ -80,9 +84,11 @@ class Stalls:
         except Error as failure:
             # It may have begun to wait just now. Once the message is taken the stream ends by itself, with an `End`.
             await asyncio.sleep(STALLED_SECONDS)
-            hang_up = self._open.get(stream)
-            if hang_up is not None and since is not None and stream.waits_since == since:
-                logger.info("a reader that takes nothing is hung up on: %s", failure.message)
+            if stream in self._open and since is not None and stream.waits_since == since:
+                call, hang_up = self._open.pop(stream)
+                what = call.namespace.id if call.namespace else "a connection of many watches"
+                why = f"{failure.reason}: {failure.message}"
+                logger.info("%s takes nothing of %s and is hung up on: %s", call.actor, what, why)
                 hang_up(failure)
         except Exception:
             logger.exception("a stream that waits for its reader cannot be looked at")
