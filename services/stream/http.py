@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, aclosing
+from contextlib import AbstractContextManager, aclosing, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
@@ -155,7 +158,23 @@ class HttpPort:
         headers = {**call.response_headers, **_PAGE_HEADERS, "etag": page.etag}
         if is_held(request.headers.get("if-none-match", ""), page.etag):
             return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
-        return web.Response(body=page.json, headers={**headers, "content-type": "application/json"})
+        response = web.Response(body=page.json, headers={**headers, "content-type": "application/json"})
+        sending = _Page(partial(self._gate.admit_again, self._list_changes, asked, call))
+        with self._stalls.looking_after(sending, call, _hanging_up(request)), suppress(ConnectionError):
+            await response.prepare(request)
+            await response.write_eof()
+        return response
+
+
+@dataclass(eq=False)
+class _Page:
+    """A page of changes on its way, which is one message (``stalls.Stream``)."""
+
+    admit_again: Callable[[], Awaitable[None]]
+    waits_since: float | None = field(default_factory=time.monotonic)
+
+    async def check(self) -> None:
+        await self.admit_again()
 
 
 def _cookies(request: web.Request, name: str) -> list[str]:

@@ -28,6 +28,7 @@ ALL = WatchRequest(parent="namespaces/tides", after_revision=0)
 MANY = WatchManyRequest(create=WatchManyRequest.Create(watch_id="a", watch=ALL))
 MANY_AS_JSON = {"create": {"watchId": "a", "watch": {"parent": "namespaces/tides", "afterRevision": "0"}}}
 URL = "http://stream/v1/namespaces/tides:watch?after_revision=0"
+URL_OF_PAGE = f"http://stream/v1/namespaces/tides/changes?after_revision={UNITS}"
 URL_OF_MANY = "http://stream/v1/namespaces:watch"
 
 Wake: TypeAlias = Callable[[], Awaitable[tuple[int, str]]]
@@ -216,6 +217,27 @@ async def test_a_reader_that_takes_nothing_and_may_have_it_gets_everything_when_
             await until_stalled(len(readers))  # whoever looked at Bob's has looked at all
         outcomes = {name: await asyncio.wait_for(wake(), 30) for name, wake in readers.items()}
         assert outcomes == dict.fromkeys(TRANSPORTS, (UNITS, ""))
+
+
+async def test_a_page_that_nobody_takes_is_cut_as_soon_as_its_reader_may_not_have_it(
+    owner: Owner, stream: StreamService
+) -> None:
+    await let(owner, BOB, "VIEWER")
+    bob = access_token(BOB, session="0192f0a0-0000-7000-8000-0000000000b5")
+    # A unit is never divided, so a page of one may be larger than what sockets take for a reader who takes nothing.
+    await owner.write(TIDES, {("buoy", f"p{number}"): {"text": "x" * 200_000} for number in range(12)})
+    async with (
+        session(stream, access_token()) as anns,
+        session(stream, bob) as bobs,
+        anns.get(URL_OF_PAGE) as her_page,
+        bobs.get(URL_OF_PAGE) as his_page,
+    ):
+        await until_stalled(2)
+        await owner.write(SYSTEM, {("membership", f"tides~{BOB}"): None})
+        await until_stalled(1)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await asyncio.wait_for(his_page.read(), 30)
+        assert len((await asyncio.wait_for(her_page.json(), 30))["units"][0]["changes"]) == 12
 
 
 async def test_a_reader_that_takes_nothing_goes_on_while_nobody_can_tell_but_not_for_long(
