@@ -66,6 +66,10 @@ LOCAL_REPLIES: tuple[tuple[str, Problem], ...] = (
     ),
     ("response.code == 431", Problem("HEADERS_TOO_LARGE", 431, code_pb2.INVALID_ARGUMENT, "the headers are too large")),
     (
+        "response.code_details == 'low_version'",
+        Problem("HTTP_VERSION_UNSUPPORTED", 505, code_pb2.UNIMPLEMENTED, "HTTP/1.1 or HTTP/2 is needed"),
+    ),
+    (
         "response.code == 504",
         Problem("DEADLINE_EXCEEDED", 504, code_pb2.DEADLINE_EXCEEDED, "the service did not answer in time"),
     ),

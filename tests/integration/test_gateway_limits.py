@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -123,6 +124,15 @@ async def test_malformed_http_is_refused_with_a_problem(stack: Stack, request_te
     assert "envoy" not in reply.lower()
 
 
+@pytest.mark.parametrize("path", [LIST, "/", "/v1/auth:login"])
+async def test_http_1_0_is_refused_and_told_what_is_spoken(stack: Stack, path: str) -> None:
+    reply = await raw(stack, f"GET {path} HTTP/1.0\r\nhost: a\r\n\r\n")
+    assert reply.startswith("HTTP/1.1 505 ")
+    problem = json.loads(reply.partition("\r\n\r\n")[2])
+    assert (problem["reason"], problem["status"]) == ("HTTP_VERSION_UNSUPPORTED", 505)
+    assert "HTTP/1.1" in problem["detail"]
+
+
 async def test_a_request_head_that_never_ends_is_given_up(stack: Stack) -> None:
     started = time.monotonic()
     reply = await raw(stack, "GET / HTTP/1.1\r\nhost: a\r\n")
@@ -132,13 +142,16 @@ async def test_a_request_head_that_never_ends_is_given_up(stack: Stack) -> None:
 
 
 async def raw(stack: Stack, text: str) -> str:
-    """What the edge answers to bytes as they are, until it closes or the first answer is there."""
+    """What the edge answers to bytes as they are."""
     host, _, port = stack.address.partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(text.encode())
         async with asyncio.timeout(10):
-            return (await reader.read(65_536)).decode()
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = re.search(r"^content-length: (\d+)", head, re.MULTILINE)
+            assert length is not None, head
+            return head + (await reader.readexactly(int(length[1]))).decode()
     finally:
         writer.close()
         await writer.wait_closed()
