@@ -77,11 +77,13 @@ def open_log(path: Path) -> Any:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
-def last_lines(path: Path, count: int) -> list[str]:
-    """The last *count* lines of a log, read from its end."""
+def last_lines(path: Path, count: int, after: int = 0) -> list[str]:
+    """The last *count* lines of a log, read from its end; only what follows its first *after* bytes."""
     try:
         with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            size = path.stat().st_size
+            # A log that is shorter than it was has been set aside, and all of this one is new.
+            log.seek(max(after if after <= size else 0, size - _TAIL_BYTES))
             return log.read().decode(errors="replace").splitlines()[-count:]
     except FileNotFoundError:
         return []

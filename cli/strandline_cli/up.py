@@ -65,7 +65,8 @@ async def _supervise(layout: Layout, console: Console, began: float) -> int:
         home.save_state(State(pid=os.getpid(), run=str(layout.run), ports=layout.ports, pids=pids))
 
     run = Run(layout, console, save)
-    _catch_signals(run, console)
+    signals = _catch_signals(run, console)
+    earlier = {log.stem: log.stat().st_size for log in home.logs.glob("*.log")}
     code = 0
     try:
         async with asyncio.TaskGroup() as group:
@@ -81,22 +82,25 @@ async def _supervise(layout: Layout, console: Console, began: float) -> int:
         code = 1
         for failure in _leaves(known):
             if failure.part:
-                log = last_lines(home.logs / f"{failure.part}.log", _LOG_LINES)
+                log = last_lines(home.logs / f"{failure.part}.log", _LOG_LINES, earlier.get(failure.part, 0))
                 console.failure(str(failure), log, [f"strandline logs {failure.part}", _RESET])
             else:
                 console.failure(str(failure))
     finally:
-        draining = time.monotonic()
+        asked = signals[0] if signals else time.monotonic()
         await run.drain()
-        console.line(f"Stopped in {time.monotonic() - draining:.1f} s. Data is kept in {home.root}")
+        console.line(f"Stopped in {time.monotonic() - asked:.1f} s. Data is kept in {home.root}")
     return code
 
 
-def _catch_signals(run: Run, console: Console) -> None:
+def _catch_signals(run: Run, console: Console) -> list[float]:
+    """Stop at a signal. What is returned comes to hold when each of them came."""
     main = asyncio.current_task()
     assert main is not None
+    moments: list[float] = []
 
     def stop() -> None:
+        moments.append(time.monotonic())
         if run.draining:
             console.line("Killing what is left")
             run.kill()
@@ -106,6 +110,7 @@ def _catch_signals(run: Run, console: Console) -> None:
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(signum, stop)
+    return moments
 
 
 def _leaves(group: BaseExceptionGroup[PlatformFailure]) -> Iterator[PlatformFailure]:

@@ -180,8 +180,11 @@ def test_a_part_that_cannot_start_shows_the_end_of_its_log_and_what_to_try_and_t
     with started(home):
         pass
     (home / "secrets" / "entity" / "page_token.key").chmod(0o644)
+    with (home / "logs" / "entity.log").open("a") as log:
+        log.write("of an earlier start\n")
     failed = start(home)
     assert failed.process.wait(60) == 1
+    assert "of an earlier start" not in failed.output
     assert "✗ entity cannot start: it ended with exit code 1" in failed.output
     assert "can be read by others: chmod 600" in failed.output
     assert "try: strandline logs entity" in failed.output

@@ -83,6 +83,18 @@ async def test_a_part_that_cannot_start_is_a_failure_that_names_it_and_its_log_t
     assert last_lines(stage.folder / "broken.log", 1) == ["no such luck"]
 
 
+def test_the_end_of_a_log_is_that_of_this_start_also_after_it_was_set_aside(tmp_path: Path) -> None:
+    log = tmp_path / "part.log"
+    log.write_text("an earlier start\n")
+    earlier = log.stat().st_size
+    assert last_lines(log, 20, earlier) == []
+    with log.open("a") as more:
+        more.write("no such luck\n")
+    assert last_lines(log, 20, earlier) == ["no such luck"]
+    log.write_text("short\n")
+    assert last_lines(log, 20, earlier) == ["short"]
+
+
 async def test_a_part_that_stays_silent_is_killed_and_counts_as_one_that_cannot_start(stage: Stage) -> None:
     part = stage.part("mute", "exec sleep 60", ready_within=0.2)
     with pytest.raises(PlatformFailure, match="mute cannot start: it was ended by SIGKILL"):
