@@ -99,7 +99,7 @@ class Deployment:
         serving = asyncio.create_task(service.run())
         try:
             async with grpc.aio.insecure_channel(settings.listen) as channel:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     await channel.channel_ready()
                 yield Replica(self, service, channel)
         finally:
@@ -448,7 +448,7 @@ def _write_secret(path: Path, content: bytes) -> None:
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait until *condition* holds."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             if await condition():
                 return

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import psycopg
@@ -15,6 +15,7 @@ from tests.integration.entity.conftest import Deployment, Replica, Shore, error_
 
 CUT = b"SELECT pg_terminate_backend(pid)::int FROM pg_stat_activity WHERE usename = 'entity_app'"
 Superuser: TypeAlias = psycopg.AsyncConnection[tuple[int]]
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -35,7 +36,7 @@ async def wait_until_commits_hang(deployment: Deployment, connection: Superuser)
     """The new setting takes hold some time after it was loaded: try commits until one hangs, and let that go on."""
     release = "SELECT pg_cancel_backend(pid)::int FROM pg_stat_activity WHERE pid = %s AND wait_event = 'SyncRep'"
     async with await psycopg.AsyncConnection.connect(deployment.superuser_url, autocommit=True) as trial:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 commit = asyncio.create_task(trial.execute("SELECT pg_logical_emit_message(true, 'trial', '')"))
                 while not commit.done():
@@ -45,13 +46,15 @@ async def wait_until_commits_hang(deployment: Deployment, connection: Superuser)
                     await asyncio.sleep(0.005)
 
 
-async def cut_commit(connection: Superuser) -> None:
-    """Wait until a COMMIT of the service hangs, and cut its connection."""
+async def cut_commits(connection: Superuser, answer: asyncio.Task[T]) -> T:
+    """What *answer* is while every COMMIT of the service that hangs is cut off, its own and whatever else there is."""
 
-    async def cut() -> bool:
-        return bool(await (await connection.execute(CUT + b" AND wait_event = 'SyncRep'")).fetchall())
+    async def answered() -> bool:
+        await connection.execute(CUT + b" AND wait_event = 'SyncRep'")
+        return answer.done()
 
-    await eventually(cut)
+    await eventually(answered)
+    return await answer
 
 
 async def test_a_write_whose_connection_dies_inside_commit_is_answered_as_committed(
@@ -68,9 +71,7 @@ async def test_a_write_whose_connection_dies_inside_commit_is_answered_as_commit
         )
         answers = []
         for write in writes:
-            answer = asyncio.create_task(write())
-            await cut_commit(connection)
-            answers.append(await answer)
+            answers.append(await cut_commits(connection, asyncio.create_task(write())))
     created, updated, transacted, batched = answers
     assert created.entity == await shore.get("b1")
     assert (created.revision, created.entity.revision, created.entity.data["n"]) == (3, 3, 1)

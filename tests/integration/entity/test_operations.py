@@ -11,7 +11,7 @@ from strandline.entity.v1 import entity_pb2
 from strandline.stream.v1 import feed_pb2
 
 from tests.integration.entity.conftest import Replica, Shore, error_info, operation, pointers, reason, refusal
-from tests.integration.entity.test_failures import commits_that_do_not_answer, cut_commit
+from tests.integration.entity.test_failures import commits_that_do_not_answer, cut_commits
 
 
 async def content(shore: Shore, entity_id: str) -> Any:
@@ -184,8 +184,6 @@ async def test_an_increment_whose_connection_dies_inside_commit_counts_once(shor
             lambda: shore.batch(operating(shore, "b1", increment)),
             lambda: shore.transact(operating(shore, "b1", increment)),
         ):
-            answer: asyncio.Task[Any] = asyncio.create_task(write())
-            await cut_commit(connection)
-            await answer
+            await cut_commits(connection, asyncio.create_task(write()))
     assert await content(shore, "b1") == {"n": 3}
     assert await shore.head() == 5

@@ -22,6 +22,7 @@ from tests.integration.entity.conftest import (
     reason,
     refusal,
 )
+from tests.integration.entity.expiring import nobody_looks, soon
 
 Change = feed_pb2.Change
 SHIP = {
@@ -504,12 +505,17 @@ async def test_dangling_references_make_it_fail_with_names_until_they_are_mended
     assert await shore.list_ids("ship") == []
 
 
-async def test_expiry_obeys_what_a_deletion_does(shore: Shore) -> None:
+async def test_expiry_obeys_what_a_deletion_does(shore: Shore, monkeypatch: pytest.MonkeyPatch) -> None:
     await declare_ships(shore, "CASCADE")
-    mutation = shore.creating("p1", {}, "port")
-    mutation.create.expire_time.FromDatetime(in_a_moment())
-    await shore.transact(mutation)
-    await shore.create("s1", {"port": "p1"}, "ship")
+
+    async def create_port(seconds: float) -> None:
+        mutation = shore.creating("p1", {}, "port")
+        mutation.create.expire_time.FromDatetime(datetime.now(UTC) + timedelta(seconds=seconds))
+        await shore.transact(mutation)
+
+    with nobody_looks(monkeypatch):
+        await soon(create_port)
+        await shore.create("s1", {"port": "p1"}, "ship")
 
     async def gone() -> bool:
         return await state(shore, "p1", "port") is None
@@ -517,7 +523,3 @@ async def test_expiry_obeys_what_a_deletion_does(shore: Shore) -> None:
     await eventually(gone)
     assert await state(shore, "s1") is None
     assert {change.kind for change in (await shore.units())[-1].changes} == {Change.EXPIRED, Change.DELETED}
-
-
-def in_a_moment() -> datetime:
-    return datetime.now(UTC) + timedelta(seconds=1.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -10,8 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strandline.entity.v1 import entity_pb2
 
+from services.entity.index_builds import IndexBuilder
 from services.entity.words import words_of
-from tests.integration.entity.conftest import Replica, Shore, error_info, reason, refusal
+from tests.integration.entity.building import only_builder
+from tests.integration.entity.conftest import Replica, Shore, error_info, ready, reason, refusal
 
 FULL_TEXT = {"fields": ["data.name", "data.tags"], "kind": "FULL_TEXT"}
 SCHEMA = {
@@ -80,21 +81,30 @@ async def test_a_full_text_index_serves_no_filter_and_no_order(port: Shore) -> N
     assert await reason(port.page(order_by="data.name")) == "INDEX_REQUIRED"
 
 
-async def test_an_added_index_finds_what_was_there_and_shows_how_far_it_is(shore: Shore) -> None:
+async def test_an_added_index_finds_what_was_there_and_shows_how_far_it_is(
+    shore: Shore, replica: Replica, other_replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await shore.declare(schema=SCHEMA)
     for start in range(0, 3000, 500):
         await shore.batch(*(shore.creating(f"b{n:04}", {"name": f"word{n % 7}"}) for n in range(start, start + 500)))
-    made = await shore.change_type(indexes=[FULL_TEXT])
-    assert (made.indexes[0].kind, made.indexes[0].state) == (entity_pb2.Index.FULL_TEXT, entity_pb2.Index.BUILDING)
     seen: list[tuple[int, int]] = []
-    async with asyncio.timeout(30):
-        while (index := (await shore.get_type()).indexes[0]).state == entity_pb2.Index.BUILDING:
+    take_step = IndexBuilder._take_step
+
+    async def take_step_and_look(self: IndexBuilder, namespace: str, index_id: int) -> None:
+        await take_step(self, namespace, index_id)
+        index = (await shore.get_type()).indexes[0]
+        if namespace == shore.namespace.id and index.state == index.BUILDING:
             seen.append((index.indexed, index.estimated_total))
-            await asyncio.sleep(0.005)
+
+    monkeypatch.setattr(IndexBuilder, "_take_step", take_step_and_look)
+    async with only_builder(replica, other_replica) as builder:
+        made = await shore.change_type(indexes=[FULL_TEXT])
+        assert (made.indexes[0].kind, made.indexes[0].state) == (entity_pb2.Index.FULL_TEXT, entity_pb2.Index.BUILDING)
+        builder.start()
+        (index,) = (await ready(shore)).indexes
+    assert seen == [(done, 3000) for done in range(500, 3001, 500)]
     assert index.state == entity_pb2.Index.READY
     assert (index.indexed, index.estimated_total) == (0, 0)
-    assert {total for _, total in seen} == {3000}
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert await shore.list_ids(search="word3", page_size=1000) == [f"b{n:04}" for n in range(3, 3000, 7)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import psycopg
@@ -11,6 +10,7 @@ import pytest
 from services.entity import type_store
 from services.entity.upkeep import forget_everywhere
 from services.runtime.database import INDEX_WALKS_ONLY
+from tests.integration.entity.building import only_builder
 from tests.integration.entity.conftest import Deployment, Replica, Shore, eventually, ready
 
 
@@ -61,24 +61,37 @@ async def test_a_namespace_whose_requests_cannot_be_forgotten_does_not_keep_othe
 
 
 async def test_work_on_an_index_that_fails_keeps_no_other_index_waiting(
-    replica: Replica, deployment: Deployment
+    replica: Replica,
+    other_replica: Replica,
+    deployment: Deployment,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     broken, sound = sorted((replica.shore() for _ in range(2)), key=lambda shore: shore.namespace.id)
     for shore in (broken, sound):
         await shore.declare()
         await shore.create("b1", {"n": 1})
-    await replica.service.builder.stop()
-    await broken.change_type(indexes=[{"fields": ["data.n"]}])
-    remember = "UPDATE types SET indexes = '[{}]' WHERE namespace = %s RETURNING 1"
-    ((indexes,),) = await deployment.rows("SELECT indexes::text FROM types WHERE namespace = %s", broken.namespace.id)
-    await deployment.rows(remember, broken.namespace.id)  # what no code of ours expects
-    replica.service.builder.start()
-    await asyncio.sleep(0.2)
-    await sound.change_type(indexes=[{"fields": ["data.n"]}])
-    async with asyncio.timeout(5):
+    async with only_builder(replica, other_replica) as builder:
+        await broken.change_type(indexes=[{"fields": ["data.n"]}])
+        query = "SELECT indexes::text FROM types WHERE namespace = %s"
+        ((indexes,),) = await deployment.rows(query, broken.namespace.id)
+        remember = "UPDATE types SET indexes = '[{}]' WHERE namespace = %s RETURNING 1"
+        await deployment.rows(remember, broken.namespace.id)  # what no code of ours expects
+        # Whoever is kept waiting by the broken one waits for an hour.
+        monkeypatch.setattr("services.entity.index_builds.REST_SECONDS", 3600.0)
+        monkeypatch.setattr("services.entity.index_builds.LOOK_SECONDS", 3600.0)
+        builder.start()
+
+        async def failed() -> bool:
+            return f"of {broken.namespace.id} waits 3600 s after a failure" in caplog.text
+
+        await eventually(failed)
+        await sound.change_type(indexes=[{"fields": ["data.n"]}])
         await ready(sound)
-    restore = "UPDATE types SET indexes = %s::json WHERE namespace = %s RETURNING 1"
-    await deployment.rows(restore, json.dumps(json.loads(indexes)), broken.namespace.id)
+        monkeypatch.undo()
+        restore = "UPDATE types SET indexes = %s::json WHERE namespace = %s RETURNING 1"
+        await deployment.rows(restore, json.dumps(json.loads(indexes)), broken.namespace.id)
+        builder._resting.clear()
 
     async def finished() -> bool:
         jobs = await deployment.rows("SELECT 1 FROM index_jobs WHERE namespace = %s", broken.namespace.id)
