@@ -27,7 +27,9 @@ def connection(postgres: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(node=filters, rows=st.lists(documents, min_size=1, max_size=12))
 def test_sql_and_python_select_the_same_rows(
     connection: psycopg.Connection, node: Node, rows: list[dict[str, Any]]

@@ -131,7 +131,9 @@ GROUPED += [("data.b >= 'Z'", B), ("data.a = 0 AND data.b < 2", B), ("data.c != 
 QUERIES: list[tuple[str, tuple[str, ...]]] = [*((text, NONE) for text in FILTERS), *GROUPED]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     figures=st.lists(st.sampled_from(FIGURES), min_size=1, max_size=4),
     query=st.sampled_from(QUERIES),

@@ -106,7 +106,7 @@ async def send_until_taken(sides: list[Shore], rng: random.Random, chunk: list[s
     max_examples=15,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     chunks=files,

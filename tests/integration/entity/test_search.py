@@ -111,7 +111,9 @@ async def test_an_added_index_finds_what_was_there_and_shows_how_far_it_is(
 TEXT = st.lists(st.sampled_from(["red", "Réd", "buoy", "pier", "n1", "-", "東京", "x" * 70]), max_size=6).map(" ".join)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     st.dictionaries(st.sampled_from([f"e{n}" for n in range(12)]), st.tuples(TEXT, st.lists(TEXT, max_size=2))),
     st.lists(TEXT, min_size=1, max_size=5),

@@ -252,7 +252,9 @@ async def cluster(log_url: str) -> AsyncIterator[Cluster]:
         await database.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(plan=st.lists(steps, min_size=1, max_size=6), part=st.sampled_from([1, 3, 128]))
 async def test_some_order_explains_every_answer_and_it_is_that_of_the_log(
     log_url: str, monkeypatch: pytest.MonkeyPatch, plan: list[Step], part: int

@@ -70,19 +70,19 @@ def test_a_union_of_twenty_kinds_is_accepted() -> None:
     ],
 )
 def test_a_schema_that_could_hold_up_the_validator_is_refused_at_once(schema: dict[str, Any]) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InvalidArgument):
         check_schema(schema, "type.schema")
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 10  # it takes a millisecond; to follow every path takes hours
 
 
 def test_the_largest_cost_that_is_accepted_is_bearable() -> None:
     schema = doubling(7)
     check_schema(schema, "type.schema")
     validator = compile_schema(schema)
-    started = time.monotonic()
+    started = time.process_time()
     assert not validator.is_valid({"a": list(range(20_000))})
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 10  # it takes a millisecond
 
 
 def test_a_schema_is_closed_at_its_top_unless_it_says_otherwise() -> None:

@@ -28,7 +28,7 @@ def test_items_come_out_in_the_order_of_putting_and_what_was_cancelled_never(ste
                 putting[number] = asyncio.create_task(outbox.put(number))
                 expected.append(number)
             elif step == "take" and expected:
-                assert await asyncio.wait_for(outbox.take(), 5) == expected.pop(0)
+                assert await asyncio.wait_for(outbox.take(), 30) == expected.pop(0)
             elif step == "cancel" and len(expected) > 1:
                 victim = expected.pop()
                 putting[victim].cancel()
