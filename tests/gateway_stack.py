@@ -164,7 +164,7 @@ class Stack:
 
     async def log_lines(self, name: str, route: str) -> list[dict[str, Any]]:
         """Access log lines of a proxy for one route; waits for the first."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 text = (self.folder / f"{name}.log").read_text()
                 lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
@@ -347,8 +347,8 @@ async def keys_loaded(admin_socket: str) -> None:
 
 
 async def answers(admin_socket: str, path: str, expected: Callable[[str], bool]) -> None:
-    """Ask an admin endpoint until it answers as *expected*; ``TimeoutError`` after 10 s."""
-    async with asyncio.timeout(10):
+    """Ask an admin endpoint until it answers as *expected*; ``TimeoutError`` after 30 s."""
+    async with asyncio.timeout(30):
         while True:
             if os.path.exists(admin_socket):
                 try:

@@ -118,5 +118,5 @@ async def test_the_deadline_of_a_client_ends_the_work_behind(stack: Stack, chann
         return entity_service_pb2.GetEntityResponse()
 
     stack.answers["EntityService.GetEntity"] = slow
-    await entity_service_pb2_grpc.EntityServiceStub(channel).GetEntity(GET, metadata=bearer(stack), timeout=7)
-    assert 5 < left[0] <= 7
+    await entity_service_pb2_grpc.EntityServiceStub(channel).GetEntity(GET, metadata=bearer(stack), timeout=1000)
+    assert 500 < left[0] < 1100

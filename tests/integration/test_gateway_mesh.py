@@ -113,14 +113,14 @@ async def test_a_deadline_travels_to_the_service_behind(mesh: Stack) -> None:
     mesh.answers["AuthService.GetJwks"] = get_jwks
     async with grpc.aio.insecure_channel(f"unix:{mesh.folder}/stream-to-user.sock") as channel:
         jwks: Any = channel.unary_unary("/strandline.user.v1.AuthService/GetJwks")
-        await jwks(b"", timeout=7)
-    assert 5 < left[-1] < 7.5  # without the header it would be none, or that of the sidecar
+        await jwks(b"", timeout=1000)
+    assert 500 < left[-1] < 1100  # without the header it would be none, or that of the sidecar
 
 
 async def lets_through(channel: grpc.aio.Channel, path: str) -> bool:
     """Whether the sidecars pass a call on; the stand-ins answer UNIMPLEMENTED to most."""
     call: Any = channel.unary_unary(path)
-    answer = call(b"", timeout=10)
+    answer = call(b"", timeout=30)
     code = await answer.code()
     assert code in (grpc.StatusCode.OK, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED), path
     return bool(code is not grpc.StatusCode.PERMISSION_DENIED)
@@ -142,7 +142,7 @@ async def spoken(mesh: Stack, target: str, certificate: Path | None, request: st
 
 async def exchange(mesh: Stack, target: str, context: ssl.SSLContext | None, request: str) -> str:
     host, _, port = mesh.topology.service(target).address.partition(":")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
         try:
             writer.write(request.encode())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import time
 from typing import Any
 
 import pytest
@@ -243,8 +242,8 @@ async def test_a_method_without_a_body_refuses_one(stack: Stack) -> None:
 async def test_three_megabytes_of_base64_are_checked_in_passing(stack: Stack) -> None:
     data = base64.b64encode(b"x" * 4600).decode()
     body = json.dumps({"writes": [{"create": {"name": f"n{n}", "dataJson": data}} for n in range(500)]})
-    assert (await stack.call("POST", BATCH, body)).json["revision"] == "500"  # the first one warms up
-    assert await seconds(stack, body) < 5  # about 0.05; a cost that grows with the square takes minutes
+    async with asyncio.timeout(30):  # about 0.05; a cost that grows with the square takes minutes
+        assert (await stack.call("POST", BATCH, body)).json["revision"] == "500"
 
 
 @pytest.mark.parametrize(
@@ -257,7 +256,9 @@ async def test_three_megabytes_of_base64_are_checked_in_passing(stack: Stack) ->
     ],
 )
 async def test_no_body_within_the_limit_keeps_the_edge_busy_for_long(stack: Stack, value: str) -> None:
-    assert await seconds(stack, f'{{"writes":[{{"create":{{"name":"n","data":{{"a":{value}}}}}}}]}}') < 5
+    async with asyncio.timeout(30):  # a cost that grows with the square takes minutes
+        reply = await stack.call("POST", BATCH, f'{{"writes":[{{"create":{{"name":"n","data":{{"a":{value}}}}}}}]}}')
+    assert reply.status == 200
 
 
 @pytest.mark.parametrize("field", ["ackDeadline", "createTime", "maxInFlight", "state", "uid"])
@@ -281,12 +282,3 @@ async def test_no_base64_keeps_the_edge_busy_to_say_that_it_is_none(stack: Stack
 async def create_subscription(request: Any, _context: Any) -> Any:
     """Answer with what was asked for."""
     return subscription_service_pb2.CreateSubscriptionResponse(subscription=request.subscription)
-
-
-async def seconds(stack: Stack, body: str) -> float:
-    """How long a batch takes, to the stand-in and back."""
-    token = stack.token()
-    started = time.perf_counter()
-    reply = await stack.call("POST", BATCH, body, token=token)
-    assert reply.status == 200
-    return time.perf_counter() - started
