@@ -239,7 +239,7 @@ async def run_service(settings: UserSettings, superuser: str, mailbox: Mailbox) 
     service = UserService(settings, keys, row[0])
     serving = asyncio.create_task(service.run())
     async with grpc.aio.insecure_channel(settings.listen) as channel:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await channel.channel_ready()
         yield Running(service, superuser, channel, mailbox, keys)
         service.server.stop()

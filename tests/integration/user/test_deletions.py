@@ -35,7 +35,7 @@ async def worker(user: Running, purge: Callable[[str, str], Awaitable[bool]]) ->
 
 
 async def until_free(user: Running, owner: Person, name: str) -> user_pb2.Namespace:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             with suppress(Exception):
                 return (await create(user, owner, name.split("/")[1])).namespace

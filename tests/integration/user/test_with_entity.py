@@ -42,11 +42,11 @@ async def entity_service(variables: dict[str, str]) -> AsyncIterator[grpc.aio.Ch
     try:
         async with grpc.aio.insecure_channel(variables["STRANDLINE_LISTEN"]) as channel:
             health: Any = health_pb2_grpc.HealthStub(channel)
-            await health.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=30)
+            await health.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=60)
             yield channel
     finally:
         process.terminate()
-        await asyncio.wait_for(process.wait(), 20)
+        await asyncio.wait_for(process.wait(), 60)
 
 
 @pytest.fixture
@@ -120,8 +120,8 @@ async def test_a_deleted_namespace_loses_its_entities_and_begins_a_new_life_empt
         async def gone() -> bool:
             return await outcome(read()) == "NOT_FOUND"
 
-        await eventually(gone, 2)
-        async with asyncio.timeout(30):
+        await eventually(gone)
+        async with asyncio.timeout(60):
             while (freed := await outcome(create_namespace())) != "OK":
                 assert freed == "ALREADY_EXISTS"
                 await asyncio.sleep(0.1)
