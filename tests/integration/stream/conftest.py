@@ -159,7 +159,11 @@ MakeReplica = Callable[[], Awaitable[StreamService]]
 
 
 @pytest.fixture
-async def make_replica(owner: Owner, make_stream: MakeStream, own_url: str) -> MakeReplica:
+async def make_replica(
+    owner: Owner, make_stream: MakeStream, own_url: str, monkeypatch: pytest.MonkeyPatch
+) -> MakeReplica:
+    # A pull that does not wait has looked at all there is, however long that took.
+    monkeypatch.setattr("services.stream.worker.LOOK_SECONDS", 60.0)
     await let(owner, ANN, "EDITOR")
 
     async def make() -> StreamService:

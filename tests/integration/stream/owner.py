@@ -106,6 +106,8 @@ class Owner:
         self.answers.set()
         self.reads = asyncio.Event()  # clear it: the owner hangs when it is to read units
         self.reads.set()
+        self.pages = asyncio.Event()  # clear it: the owner hangs when it is to read a page of a snapshot
+        self.pages.set()
         types = Catalog(self.database)
         ledger = EntityLedger(types, Confirmations(bytes(32)))
         self._committer: Committer[EntityUnit] = Committer(self.database, ledger, self._announce)
@@ -135,6 +137,8 @@ class Owner:
             await self.answers.wait()
         if method.name == "ReadUnits":
             await self.reads.wait()
+        if method.name == "ReadSnapshot":
+            await self.pages.wait()
 
     async def stop(self) -> None:
         """Stop answering; what is committed stays."""

@@ -23,7 +23,7 @@ from strandline.stream.v1 import feed_pb2, stream_service_pb2, stream_service_pb
 from services.runtime import upstream
 from services.runtime.access import AccessCopy
 from services.runtime.bus import Bus
-from services.runtime.call import Call
+from services.runtime.call import Call, Namespace
 from services.runtime.database import Database
 from services.runtime.gate import Gate
 from services.runtime.rpc import Method, generic_handler
@@ -57,7 +57,7 @@ ISSUER = "https://strandline.local"
 ANN = "0192f0a0-0000-7000-8000-000000000001"
 SESSION = "0192f0a0-0000-7000-8000-000000000002"
 KEY = OKPKey.generate_key("Ed25519")
-SECONDS = 15.0
+SECONDS = 30.0
 
 
 def access_token(user: str = ANN, session: str = SESSION, lifetime: float = 600, scope: str = "") -> str:
@@ -154,6 +154,22 @@ class StreamService:
         async with asyncio.timeout(30):
             while True:
                 if not self.open_feeds:
+                    return
+                await asyncio.sleep(0.02)
+
+    async def knows(self, namespace: Namespace) -> None:
+        """Return when the copy of access rules has heard that this life of *namespace* began."""
+        async with asyncio.timeout(30):
+            while True:
+                if self.access.began(namespace) is not None:
+                    return
+                await asyncio.sleep(0.02)
+
+    async def is_stale(self) -> None:
+        """Return when the copy of access rules is too old to go by."""
+        async with asyncio.timeout(30):
+            while True:
+                if not self.access.fresh:
                     return
                 await asyncio.sleep(0.02)
 

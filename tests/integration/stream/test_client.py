@@ -81,7 +81,7 @@ async def test_a_snapshot_that_breaks_off_goes_on_where_it_was(owner: Owner, rep
         await replica.start()
         await owner.put(TIDES, "b000", n=1)
         look: Callable[[Any], Any] = watching.look if transport == "grpc" else http_watching.look
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             # The client checks that pages do not repeat and that they add up to the server's sum.
             while (seen := look(await anext(messages))).summary is None:
                 assert seen.page is not None
@@ -102,7 +102,7 @@ async def test_a_slow_reader_is_held_back_and_reads_the_log_later(
         before = owner.reads_of_units
         look: Callable[[Any], Any] = watching.look if transport == "grpc" else http_watching.look
         found: list[int] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while len(found) < 60:
                 found += [revision for revision, _ in look(await anext(messages)).units or ()]
         assert found == list(range(1, 61))
@@ -166,7 +166,7 @@ async def test_patience_ends(replica: Replica) -> None:
     async with replica.client(patience=0.5) as client:
         for transport in TRANSPORTS:
             with pytest.raises(ApiError) as raised:
-                await asyncio.wait_for(revisions(client, transport, Start(now=True), 1), 10)
+                await asyncio.wait_for(revisions(client, transport, Start(now=True), 1), 30)
             assert raised.value.code == "UNAVAILABLE"
     await replica.start()
 
@@ -177,7 +177,7 @@ async def test_the_watch_command_prints_a_line_per_change(owner: Owner, replica:
     printed: asyncio.Queue[str] = asyncio.Queue()
     async with replica.client() as client:
         command = asyncio.create_task(run_watch(client, "tides", after=0, write=printed.put_nowait, tell=print))
-        lines = [(await asyncio.wait_for(printed.get(), 5)).split(maxsplit=4) for _ in range(3)]
+        lines = [(await asyncio.wait_for(printed.get(), 30)).split(maxsplit=4) for _ in range(3)]
         command.cancel()
         await asyncio.gather(command, return_exceptions=True)
     assert [(line[0], *line[2:]) for line in lines] == [
@@ -236,9 +236,9 @@ async def test_the_watch_command_begins_with_what_there_is(owner: Owner, replica
     printed: asyncio.Queue[str] = asyncio.Queue()
     async with replica.client() as client:
         command = asyncio.create_task(run_watch(client, "tides", snapshot=True, write=printed.put_nowait, tell=print))
-        lines = [(await asyncio.wait_for(printed.get(), 15)).split(maxsplit=4)]
+        lines = [(await asyncio.wait_for(printed.get(), 30)).split(maxsplit=4)]
         await owner.put(TIDES, "a", n=2)
-        lines.append((await asyncio.wait_for(printed.get(), 15)).split(maxsplit=4))
+        lines.append((await asyncio.wait_for(printed.get(), 30)).split(maxsplit=4))
         command.cancel()
         await asyncio.gather(command, return_exceptions=True)
     assert [(line[0], *line[2:]) for line in lines] == [("1", "-", "buoy/a", "n=1"), ("2", "UPDATED", "buoy/a", "n=2")]

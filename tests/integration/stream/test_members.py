@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -142,10 +141,7 @@ async def test_another_life_of_the_namespace_is_another_namespace(owner: Owner, 
     await owner.write(SYSTEM, {("namespace", "tides"): None})
     await found(owner, Namespace("tides", "0badcafe"))
     last = await owner.write(SYSTEM, member("tides", EVE))
-    for _ in range(300):
-        if stream.access.began(Namespace("tides", "0badcafe")) is not None:
-            break  # by now the service knows of the new life
-        await asyncio.sleep(0.1)
+    await stream.knows(Namespace("tides", "0badcafe"))
     async with stream.watch_members(after_revision=0) as reader:
         await reader.until(last)
     assert changes_of(reader.units) == [
