@@ -201,6 +201,36 @@ async def _answering(method: Method, context: grpc.aio.ServicerContext[Any, Any]
         raise asyncio.CancelledError from None
 
 
+class _Pushes:
+    """Responses that are written past the task of their stream, which waits: one at a time."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._write = context.write
+        self._last: asyncio.Task[None] | None = None
+
+    def push(self, response: bytes) -> bool:
+        """As ``Call.push``: False while the last one is on its way, and once one has failed."""
+        last = self._last
+        if last is not None and (not last.done() or last.cancelled() or last.exception() is not None):
+            return False
+        self._last = asyncio.create_task(self._write(response))
+        return True
+
+    async def settle(self) -> None:
+        """Return when nothing is on its way; raises what the last one failed with."""
+        if self._last is not None:
+            if not self._last.done():
+                await asyncio.wait((self._last,))  # who breaks this off says why to the one who waits
+            last, self._last = self._last, None
+            last.result()
+
+    async def aclose(self) -> None:
+        """Give up what is on its way."""
+        if self._last is not None:
+            self._last.cancel()
+            await asyncio.gather(self._last, return_exceptions=True)
+
+
 def adapt_stream(method: Method, handler: Any, admit: Admission) -> Any:
     # No generator: one that is suspended in its `yield` when the client goes is closed when somebody collects it.
     async def stream(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -208,9 +238,13 @@ def adapt_stream(method: Method, handler: Any, admit: Admission) -> Any:
             request = method.parse(raw)
             call = call_of(context)
             await admit(method, request, call)
-            async with aclosing(handler(request, call)) as responses:
+            pushes = _Pushes(context)
+            call.push = pushes.push
+            async with aclosing(pushes), aclosing(handler(request, call)) as responses:
                 async for response in responses:
+                    await pushes.settle()
                     await context.write(response)
+                await pushes.settle()
 
     return stream
 

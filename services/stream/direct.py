@@ -12,7 +12,7 @@ from aiohttp import web
 from services.stream.feed import Push
 from services.stream.messages import Message
 
-# About as much as the HTTP library leaves in a connection's buffer before it waits.
+# About as much as the HTTP library leaves in a connection's buffer before it waits, and the window of a gRPC request.
 MAX_BYTES = 64 * 1024
 
 

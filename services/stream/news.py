@@ -1,8 +1,8 @@
 """What the readers of one thing wait for: each is woken by it, or handed it where it waits.
 
 To wake a reader's task takes some 25 us when the last commit was ten milliseconds ago, nearly all of it memory that has
-left the processor's caches since. To hand a message over takes 4. So who needs nothing but the next message says how to
-take it, and sleeps on.
+left the processor's caches since. To hand a message to a connection takes 4, and to gRPC a third less than to wake. So
+who needs nothing but the next message says how to take it, and sleeps on.
 """
 
 from __future__ import annotations
