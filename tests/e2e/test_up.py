@@ -92,10 +92,9 @@ def test_a_mail_of_the_platform_is_shown_by_mail(platform: Platform) -> None:
     account = {"email": "ada@example.com", "password": "correct horse battery", "givenName": "Ada", "familyName": "L"}
     Api(platform.rest).call("POST", "/v1/auth:register", account)
     deadline = time.monotonic() + 10
-    while not (mails := platform.run("mail", "--json").stdout.splitlines()):
+    while "ada@example.com" not in platform.run("mail", "--json").stdout:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert "ada@example.com" in json.loads(mails[0])["to"]
 
 
 def test_a_second_up_on_the_same_home_is_refused_with_the_pid_and_what_to_do(platform: Platform) -> None:
