@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,9 +15,10 @@ from strandline.stream.v1 import subscription_pb2
 
 from services.runtime import gate
 from services.runtime.call import Call, Namespace
-from services.runtime.errors import Error, NotFound, ResourceExhausted, Unauthenticated, Unavailable
+from services.runtime.errors import Error, NotFound, Unauthenticated, Unavailable
 from services.runtime.gate import EDITOR
 from services.runtime.tokens import LEEWAY
+from services.stream.allowance import Allowance
 from services.stream.deliveries import Deliveries
 from services.stream.hub import Hub
 from services.stream.hubs import Hubs
@@ -30,7 +29,7 @@ from services.stream.worker import Worker
 OPEN = Gauge("strandline_stream_pulls_open", "Streams of deliveries that are open.")
 SIGN_OF_LIFE_SECONDS: Final = 5.0
 # Of one user at this replica: each looks into the database at least every five seconds.
-MAX_STREAMS: Final = 100
+MAX_PULLS: Final = 100
 
 
 class Access(gate.Access, Protocol):
@@ -65,12 +64,28 @@ class Pulls:
         self._hubs = hubs
         self._access = access
         self._stalls = stalls
-        self._streams: Counter[str] = Counter()  # that are open, by user
+        message = "the caller has as many pulls that wait, or streams of deliveries, as one may have at a server"
+        self._allowance = Allowance(MAX_PULLS, "TOO_MANY_PULLS", message)
 
     async def pull(
         self, call: Call, namespace: Namespace, id: str, limit: int, seconds: float
     ) -> Sequence[subscription_pb2.Delivery]:
-        """At most *limit* deliveries; empty when there was none for so many *seconds*."""
+        """At most *limit* deliveries; empty when there was none for so many *seconds*.
+
+        Raises:
+            ResourceExhausted: TOO_MANY_PULLS, of those that may wait.
+        """
+        if not seconds:
+            return await self._pull(call, namespace, id, limit, seconds)
+        self._allowance.take(call)
+        try:
+            return await self._pull(call, namespace, id, limit, seconds)
+        finally:
+            self._allowance.give_back(call)  # before the answer is sent, after which the caller may ask again at once
+
+    async def _pull(
+        self, call: Call, namespace: Namespace, id: str, limit: int, seconds: float
+    ) -> Sequence[subscription_pb2.Delivery]:
         until = time.monotonic() + seconds
         async with self._deliveries.worker(namespace, id) as worker:
             while not (taken := await worker.take(limit)):
@@ -92,7 +107,7 @@ class Pulls:
         sent_at = -math.inf  # who waits for the first can tell at once that the stream is open
         async with self._one_more(call), self._deliveries.worker(namespace, id, share=share) as worker:
             stream = _Stream(partial(self._check, call, namespace, worker.hub), self._access)
-            with self._stalls.looking_after(stream, call, hang_up):
+            with OPEN.track_inprogress(), self._stalls.looking_after(stream, call, hang_up):
                 while True:
                     taken = await worker.take(share)
                     if taken or time.monotonic() - sent_at > SIGN_OF_LIFE_SECONDS:
@@ -108,26 +123,12 @@ class Pulls:
 
     @asynccontextmanager
     async def _one_more(self, call: Call) -> AsyncIterator[None]:
-        """A stream of the caller's, who may have ``MAX_STREAMS``; the running task is that of its RPC."""
-        user = call.identified().user_id
-        if self._streams[user] >= MAX_STREAMS:
-            message = "the caller has as many streams of deliveries as one may have at a server"
-            raise ResourceExhausted("TOO_MANY_PULLS", message, limit=str(MAX_STREAMS))
-        self._streams[user] += 1
-        # One that is hung up on holds what was sent until its client reads on or goes, and counts for as long.
-        rpc = asyncio.current_task()
-        assert rpc is not None
-        rpc.add_done_callback(lambda _: self._one_less(user))
-        OPEN.inc()
+        """A stream of the caller's, who may have ``MAX_PULLS``, those that wait included."""
+        self._allowance.take(call)
         try:
             yield
         finally:
-            OPEN.dec()
-
-    def _one_less(self, user: str) -> None:
-        self._streams[user] -= 1
-        if not self._streams[user]:
-            del self._streams[user]
+            self._allowance.give_back_with_task(call)
 
     async def _wait(self, call: Call, namespace: Namespace, worker: Worker, until: float) -> bool:
         """Whether there may be something to take before *until*. Returns early when this process goes away."""

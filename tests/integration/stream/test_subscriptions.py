@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import psycopg
@@ -28,6 +29,7 @@ from .subscribers import (
     first_of,
     ids,
     let,
+    refused,
 )
 
 
@@ -254,7 +256,7 @@ async def test_a_stream_is_told_to_come_again_when_the_server_drains(owner: Owne
 async def test_a_user_has_so_many_streams_at_a_replica_and_no_more(
     owner: Owner, make_replica: MakeReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.stream.pulls.MAX_STREAMS", 3)
+    monkeypatch.setattr("services.stream.pulls.MAX_PULLS", 3)
     replica = await make_replica()
     await let(owner, BOB, "EDITOR")
     async with client_of(replica) as ann, client_of(replica, BOB) as bob:
@@ -274,6 +276,53 @@ async def test_a_user_has_so_many_streams_at_a_replica_and_no_more(
         for stream in streams:
             stream.cancel()
         await replica.has_pulls(0)
+
+
+async def test_a_pull_that_waits_counts_like_a_stream_and_one_that_does_not_wait_is_free(
+    make_replica: MakeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.stream.pulls.MAX_PULLS", 2)
+    replica = await make_replica()
+    async with client_of(replica) as ann:
+        await ann.create()
+        pulls = [asyncio.create_task(ann.pull(wait=10)) for _ in range(3)]
+        (first_over,), waiting = await asyncio.wait(pulls, return_when=asyncio.FIRST_COMPLETED)
+        assert await refused(first_over) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_PULLS")
+        with pytest.raises(grpc.aio.AioRpcError, match="as many pulls"):
+            await ann.stream().read()
+        assert await ann.pull() == []
+        for pull in waiting:
+            pull.cancel()
+        async with asyncio.timeout(30):
+            while True:
+                stream = ann.stream()
+                if not await is_refused(stream):
+                    break
+                await asyncio.sleep(0.02)  # a server learns a little later that a client has gone
+        stream.cancel()
+
+
+async def is_refused(stream: Any) -> bool:
+    """Whether there is no room for it; otherwise its first sign of life was read."""
+    try:
+        await stream.read()
+    except grpc.aio.AioRpcError as failure:
+        if reason(failure)[0] != "TOO_MANY_PULLS":
+            raise
+        return True
+    return False
+
+
+async def test_who_was_answered_may_wait_again_at_once(
+    owner: Owner, make_replica: MakeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.stream.pulls.MAX_PULLS", 1)
+    async with client_of(await make_replica()) as ann:
+        await ann.create()
+        for n in range(20):
+            await owner.put(TIDES, f"e{n}")
+        for _ in range(20):
+            assert len(await ann.pull(wait=10, max_messages=1)) == 1
 
 
 async def test_whatever_workers_do_and_whichever_replica_breaks_every_change_is_worked_off_in_order(
