@@ -258,12 +258,18 @@ def adapt_both_ways(method: Method, handler: Any, admit: Admission) -> Any:
             await admit(method, method.request_class(), call)
             # Until something is answered, a proxy takes the requests for one that is slow to arrive.
             await context.send_initial_metadata(())
-            requests = (method.parse(raw) async for raw in raw_requests)
-            async with aclosing(handler(requests, call)) as responses:
+            async with aclosing(handler(_parsed(method, raw_requests), call)) as responses:
                 async for response in responses:
                     await context.write(response)
 
     return converse
+
+
+async def _parsed(method: Method, raw_requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+    # No generator expression: that would begin to iterate for a handler that refuses the call before it reads, and
+    # grpcio complains of what was begun and never gone on with.
+    async for raw in raw_requests:
+        yield method.parse(raw)
 
 
 def call_of(context: grpc.aio.ServicerContext[Any, Any]) -> Call:

@@ -12,6 +12,7 @@ from strandline.stream.v1 import stream_service_pb2
 from services.runtime.call import Call, Namespace
 from services.runtime.changelog import Head
 from services.runtime.errors import OutOfRange, Unavailable, invalid_field
+from services.stream.allowance import Allowance
 from services.stream.feed import Feed, Start
 from services.stream.hubs import Hubs
 from services.stream.members import MembersSelection, selection_of_members
@@ -28,14 +29,21 @@ GOODBYE_SECONDS = 2.0
 LINGER_SECONDS = 0.2
 
 
+def feeds_for_each_user(limit: int) -> Allowance:
+    """So many open feeds for each, in all transports together."""
+    message = "the caller has as many feeds open as one may have at a server"
+    return Allowance(limit, "TOO_MANY_FEEDS", message)
+
+
 class Feeds:
     """Everything a feed needs, once for the process."""
 
-    def __init__(self, hubs: Hubs, logs: Logs, access: Access, tokens: ResumeTokens) -> None:
+    def __init__(self, hubs: Hubs, logs: Logs, access: Access, tokens: ResumeTokens, allowance: Allowance) -> None:
         self._hubs = hubs
         self._logs = logs
         self._access = access
         self._tokens = tokens
+        self._allowance = allowance
         self._open = 0
         self._none_open = asyncio.Event()
 
@@ -80,6 +88,7 @@ class Feeds:
             InvalidArgument: START_REQUIRED, INVALID_FIELD.
             FailedPrecondition: EPOCH_CHANGED, FUTURE_REVISION.
             OutOfRange: COMPACTED, SNAPSHOT_EXPIRED.
+            ResourceExhausted: TOO_MANY_FEEDS.
             Unavailable: the log's owner does not answer.
         """
         namespace = call.allowed_namespace()
@@ -95,32 +104,36 @@ class Feeds:
             read_mask=request.read_mask,
             include_previous=request.include_previous if request.HasField("include_previous") else True,
         )
-        hub, head = await self._hubs.attach(Namespace(SYSTEM, "") if members else namespace)
-        OPEN.inc()
-        self._open += 1
-        self._none_open.clear()
+        self._allowance.take(call)
         try:
-            call.min_revision(0).check(head.revision, head.epoch)
-            start = await self._start(request, head, selection)
-            call.position(head.revision, head.epoch)
-            yield Feed(
-                hub=hub,
-                head=head,
-                logs=self._logs,
-                segments=self._hubs.segments,
-                permit=Permit(self._access, self._hubs, hub, call, way),
-                selection=selection,
-                start=start,
-                tokens=self._tokens,
-                once=request.once,
-                progress_seconds=request.progress_interval.ToNanoseconds() / 1e9,
-            )
+            hub, head = await self._hubs.attach(Namespace(SYSTEM, "") if members else namespace)
+            OPEN.inc()
+            self._open += 1
+            self._none_open.clear()
+            try:
+                call.min_revision(0).check(head.revision, head.epoch)
+                start = await self._start(request, head, selection)
+                call.position(head.revision, head.epoch)
+                yield Feed(
+                    hub=hub,
+                    head=head,
+                    logs=self._logs,
+                    segments=self._hubs.segments,
+                    permit=Permit(self._access, self._hubs, hub, call, way),
+                    selection=selection,
+                    start=start,
+                    tokens=self._tokens,
+                    once=request.once,
+                    progress_seconds=request.progress_interval.ToNanoseconds() / 1e9,
+                )
+            finally:
+                OPEN.dec()
+                self._open -= 1
+                if not self._open:
+                    self._none_open.set()
+                self._hubs.detach(hub)
         finally:
-            OPEN.dec()
-            self._open -= 1
-            if not self._open:
-                self._none_open.set()
-            self._hubs.detach(hub)
+            self._allowance.give_back_with_task(call)
 
     async def _start(self, request: stream_service_pb2.WatchRequest, head: Head, selection: Selection) -> Start:
         check_epoch(request.epoch, head)

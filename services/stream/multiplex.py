@@ -32,6 +32,7 @@ from services.runtime.gate import Gate
 from services.runtime.rpc import Method, status_of, status_of_error
 from services.runtime.rules import check_rules
 from services.runtime.tokens import LEEWAY
+from services.stream.allowance import Allowance
 from services.stream.envelopes import AboutWatch, Envelope, OfWatch
 from services.stream.feed import Feed
 from services.stream.feeds import Feeds
@@ -56,9 +57,11 @@ _AS_ASKED = status_pb2.Status(code=code_pb2.CANCELLED, message="canceled, as you
 class Multiplexer:
     """Everything a connection needs, once for the process."""
 
-    def __init__(self, feeds: Feeds, gate: Gate) -> None:
+    def __init__(self, feeds: Feeds, gate: Gate, allowance: Allowance) -> None:
+        """*allowance*: that of feeds. A connection counts as one, also while it has no watch."""
         self._feeds = feeds
         self._gate = gate
+        self._allowance = allowance
         service = stream_service_pb2.DESCRIPTOR.services_by_name["StreamService"]
         self._watch = Method(service.methods_by_name["Watch"])
         self._connections: set[Connection] = set()
@@ -70,13 +73,19 @@ class Multiplexer:
 
     @asynccontextmanager
     async def connect(self, call: Call) -> AsyncIterator[Connection]:
-        """A connection for a call whose caller was identified."""
+        """A connection for a call whose caller was identified.
+
+        Raises:
+            ResourceExhausted: TOO_MANY_FEEDS.
+        """
+        self._allowance.take(call)
         connection = Connection(self._feeds, self._gate, self._watch, call)
         self._connections.add(connection)
         try:
             yield connection
         finally:
             self._connections.discard(connection)
+            self._allowance.give_back_with_task(call)
             await connection.close()
 
 

@@ -26,7 +26,7 @@ from services.stream.changes import Changes
 from services.stream.deliveries import Deliveries
 from services.stream.egress import Egress
 from services.stream.endpoints import Receiver, parse_receivers
-from services.stream.feeds import Feeds
+from services.stream.feeds import Feeds, feeds_for_each_user
 from services.stream.http import HttpPort
 from services.stream.hubs import Hubs
 from services.stream.multiplex import Multiplexer
@@ -60,6 +60,8 @@ class StreamSettings(Settings):
     """The entity service, through this service's own sidecar."""
     webhook_receivers: tuple[Receiver, ...] = ()
     """What webhooks may reach on loopback; only in the local topology."""
+    max_feeds_per_user: int = 15_000
+    """Open at this replica, in all transports together. Of what the edge lets through, 20,000, a quarter is left."""
     public_tls: bool = True
     """Whether browsers reach the edge over TLS: cookies then go over nothing else. Not so in the local topology."""
 
@@ -72,6 +74,7 @@ class StreamSettings(Settings):
             user_address=env["STRANDLINE_USER_ADDRESS"],
             entity_address=env["STRANDLINE_ENTITY_ADDRESS"],
             webhook_receivers=_receivers(env),
+            max_feeds_per_user=int(env.get("STRANDLINE_MAX_FEEDS_PER_USER", cls.max_feeds_per_user)),
             public_tls=env.get("STRANDLINE_TOPOLOGY") != "local",
         )
 
@@ -93,14 +96,15 @@ async def serve(settings: StreamSettings) -> None:
     access = AccessCopy(user, bus)
     logs = Logs(user, entity)
     hubs = Hubs(logs, bus)
-    feeds = Feeds(hubs, logs, access, ResumeTokens(token_key))
+    allowance = feeds_for_each_user(settings.max_feeds_per_user)
+    feeds = Feeds(hubs, logs, access, ResumeTokens(token_key), allowance)
     egress = Egress(settings.webhook_receivers)
     sender = WebhookSender(egress, SealingKeys(read_keys(settings.secrets_dir / "kek")))
     webhooks = Webhooks(database, sender, settings.webhook_receivers)
     subscriptions, deliveries = Subscriptions(database, logs, webhooks), Deliveries(database, hubs, logs)
     pushers = Pushers(database, deliveries, webhooks)
     gate = Gate(TokenVerifier(settings.token_issuer, RemoteKeys(user).get), access)
-    multiplexer = Multiplexer(feeds, gate)
+    multiplexer = Multiplexer(feeds, gate, allowance)
     changes = Changes(hubs)
     passes = Passes(read_key(settings.secrets_dir, "ticket.key"), settings.public_tls)
     stalls = Stalls()

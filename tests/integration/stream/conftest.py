@@ -155,7 +155,7 @@ async def stream(make_stream: MakeStream) -> StreamService:
     return await make_stream()
 
 
-MakeReplica = Callable[[], Awaitable[StreamService]]
+MakeReplica = Callable[..., Awaitable[StreamService]]
 
 
 @pytest.fixture
@@ -166,8 +166,8 @@ async def make_replica(
     monkeypatch.setattr("services.stream.worker.LOOK_SECONDS", 60.0)
     await let(owner, ANN, "EDITOR")
 
-    async def make() -> StreamService:
-        return await make_stream(own_url=own_url)
+    async def make(**options: Any) -> StreamService:
+        return await make_stream(own_url=own_url, **options)
 
     return make
 

@@ -35,7 +35,7 @@ from services.stream.changes import Changes
 from services.stream.deliveries import Deliveries
 from services.stream.egress import Egress
 from services.stream.endpoints import Receiver
-from services.stream.feeds import Feeds
+from services.stream.feeds import Feeds, feeds_for_each_user
 from services.stream.http import HttpPort
 from services.stream.hub import MAX_RING_BYTES
 from services.stream.hubs import Hubs
@@ -95,6 +95,7 @@ class StreamService:
         receivers: Sequence[Receiver] = (),
         get_addresses: GetAddresses = socket.getaddrinfo,
         public_tls: bool = False,
+        max_feeds_per_user: int = 15_000,
     ) -> None:
         """*own_url*: its own database; without one there are only feeds. *receivers*: open to webhooks.
 
@@ -108,9 +109,10 @@ class StreamService:
         self.access = AccessCopy(self._upstream, self.bus)
         self.logs = logs = Logs(self._upstream, self._upstream)
         self.hubs = Hubs(logs, self.bus, ring_bytes=ring_bytes)
-        self._feeds = feeds = Feeds(self.hubs, logs, self.access, ResumeTokens(bytes(32)))
+        allowance = feeds_for_each_user(max_feeds_per_user)
+        self._feeds = feeds = Feeds(self.hubs, logs, self.access, ResumeTokens(bytes(32)), allowance)
         self.gate = gate = Gate(TokenVerifier(ISSUER, _keys), self.access)
-        self._multiplexer = multiplexer = Multiplexer(feeds, gate)
+        self._multiplexer = multiplexer = Multiplexer(feeds, gate, allowance)
         changes = Changes(self.hubs)
         passes = Passes(bytes(32), public_tls)
         self._stalls = stalls = Stalls()

@@ -21,7 +21,10 @@ from .conftest import TIDES, MakeReplica
 from .owner import SYSTEM, Owner
 from .service import ANN, SESSION, StreamService, access_token, reason
 from .subscribers import BOB, NAME, client_of, let
+from .test_allowance import NOW, open_in_time
 
+ROOM = 8
+"""For the feeds of one reader over each transport: the connections of many count, and their watches."""
 UNITS = 60
 """Of 200 kB: more than sockets and gRPC take for a reader who takes nothing."""
 ALL = WatchRequest(parent="namespaces/tides", after_revision=0)
@@ -39,7 +42,7 @@ Wake: TypeAlias = Callable[[], Awaitable[tuple[int, str]]]
 async def stream(owner: Owner, make_replica: MakeReplica, monkeypatch: pytest.MonkeyPatch) -> StreamService:
     """Over a long log, with a subscription to all of it. It looks for stalled readers ten times a second."""
     monkeypatch.setattr("services.stream.stalls.SWEEP_SECONDS", 0.1)
-    stream = await make_replica()
+    stream = await make_replica(max_feeds_per_user=ROOM)
     async with client_of(stream) as client:
         await client.create()
     for number in range(UNITS):
@@ -217,6 +220,20 @@ async def test_a_reader_that_takes_nothing_and_may_have_it_gets_everything_when_
             await until_stalled(len(readers))  # whoever looked at Bob's has looked at all
         outcomes = {name: await asyncio.wait_for(wake(), 30) for name, wake in readers.items()}
         assert outcomes == dict.fromkeys(TRANSPORTS, (UNITS, ""))
+
+
+async def test_a_feed_that_is_hung_up_on_counts_until_its_reader_knows(owner: Owner, stream: StreamService) -> None:
+    anew = access_token(session="0192f0a0-0000-7000-8000-0000000000a2")
+    async with stalled(stream, access_token(), list(FEEDS)) as readers:
+        with pytest.raises(grpc.aio.AioRpcError, match="as many feeds"):
+            async with stream.watch(now=True, token=anew) as reader:
+                await reader.next()
+        await end(owner, "session ended")
+        await stream.emptied()
+        await ends(readers)
+        async with AsyncExitStack() as stack:
+            for _ in range(ROOM):
+                await open_in_time(stack, stream, "grpc", NOW, anew)
 
 
 async def test_a_page_that_nobody_takes_is_cut_as_soon_as_its_reader_may_not_have_it(

@@ -19,6 +19,11 @@ ENVIRONMENT = {
 }
 
 
+def test_the_bound_of_feeds_for_each_user_can_be_set_and_is_generous_otherwise() -> None:
+    assert StreamSettings.from_env(ENVIRONMENT).max_feeds_per_user == 15_000
+    assert StreamSettings.from_env(ENVIRONMENT | {"STRANDLINE_MAX_FEEDS_PER_USER": "7"}).max_feeds_per_user == 7
+
+
 def test_no_receiver_on_loopback_is_open_unless_the_topology_says_so() -> None:
     assert StreamSettings.from_env(ENVIRONMENT).webhook_receivers == ()
     assert StreamSettings.from_env(ENVIRONMENT | {"STRANDLINE_TOPOLOGY": "local"}).webhook_receivers == ()
