@@ -124,6 +124,17 @@ async def test_a_feed_counts_until_it_ends_however_it_does(make_stream: MakeStre
                     await stack.enter_async_context(feed(stream, "grpc", NOW))
 
 
+async def test_feeds_that_follow_each_other_on_one_connection_count_one_after_the_other(
+    make_stream: MakeStream,
+) -> None:
+    stream = await make_stream(max_feeds_per_user=1)
+    async with stream.session() as session:
+        for _ in range(5):
+            async with session.get("http://stream/v1/namespaces/tides:watch?now=true&once=true") as response:
+                assert response.status == 200
+                assert b"COMPLETED" in await response.read()
+
+
 @pytest.mark.parametrize("transport", ["grpc", "websocket"])
 async def test_a_connection_of_many_watches_counts_as_one_feed_and_each_of_its_watches_as_another(
     make_stream: MakeStream, transport: str
