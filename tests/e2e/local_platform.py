@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 STRANDLINE = str(Path(sysconfig.get_path("scripts"), "strandline"))
 _READY_SECONDS = 60.0
-_RECOVERY_SECONDS = 30.0
+_RECOVERY_SECONDS = 60.0
 # The last line of a start that went well.
 _UP = "Ctrl-C stops everything"
 
@@ -66,8 +68,10 @@ class Platform:
         return self.run("token").stdout.strip()
 
     def kill(self, part: str) -> None:
-        """``kill -9`` the part's process; it is started again by itself."""
-        os.kill(self.pid(part), signal.SIGKILL)
+        """``kill -9`` the part's process, and return when it is no more; it is started again by itself."""
+        process = psutil.Process(self.pid(part))
+        process.kill()
+        process.wait(_RECOVERY_SECONDS)
 
     def wait_until_ready(self) -> None:
         """Wait until every part answers again."""

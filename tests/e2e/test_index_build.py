@@ -54,11 +54,11 @@ async def test_a_build_that_is_killed_goes_on_and_every_entity_is_in_the_index_o
         assert early.problem == (400, "INDEX_REQUIRED")
         stopping = asyncio.Event()
         writer = asyncio.create_task(keep_writing(client, namespace, expected, stopping))
-        progress = []
+        progress = [(0, 0)]
         for _ in range(KILLS):
+            progress.append(await read_further(rest, f"{path}/ship", progress[-1][0]))
             await asyncio.to_thread(platform.kill, "entity")
             await asyncio.to_thread(platform.wait_until_ready)
-            progress.append(await read_progress(rest, f"{path}/ship"))
         async with asyncio.timeout(120):
             await until_ready(rest, f"{path}/ship")
         stopping.set()
@@ -93,9 +93,13 @@ async def until_ready(rest: Rest, path: str) -> None:
         await asyncio.sleep(0.1)
 
 
-async def read_progress(rest: Rest, path: str) -> tuple[int, int]:
-    index = (await rest.ok("GET", path))["indexes"][0]
-    return int(index["indexed"]), int(index["estimatedTotal"])
+async def read_further(rest: Rest, path: str, before: int) -> tuple[int, int]:
+    """How far the build is, of how much, when it is further than *before*; or when it has ended."""
+    while True:
+        index = (await rest.ok("GET", path))["indexes"][0]
+        done, total = int(index["indexed"]), int(index["estimatedTotal"])
+        if done > before or index["state"] != "BUILDING":
+            return done, total
 
 
 async def search_all(rest: Rest, path: str, search: str) -> list[str]:

@@ -75,6 +75,6 @@ async def test_answers_that_are_not_read_hold_up_nobody(platform: Platform, rest
 async def everybody_is_answered(rest: Rest) -> None:
     for _ in range(5):
         for path in ("subscriptions", "types", "changes?limit=1", "usage"):
-            answer = await asyncio.wait_for(rest("GET", f"/v1/namespaces/demo/{path}"), 15)
+            answer = await rest("GET", f"/v1/namespaces/demo/{path}")  # which has half a minute
             assert answer.status == 200, (path, answer)
         await asyncio.sleep(0.5)
