@@ -12,6 +12,7 @@ from google.protobuf import json_format
 from strandline.entity.v1 import entity_pb2, type_service_pb2
 from strandline.stream.v1 import feed_pb2
 
+from tests.integration.entity.building import only_builder
 from tests.integration.entity.conftest import (
     Replica,
     Shore,
@@ -464,18 +465,17 @@ async def test_a_reference_added_to_a_populated_type_is_enforced_when_ready(shor
     await shore.delete("p1", "port")
 
 
-async def test_while_a_reference_is_building_its_targets_stay(shore: Shore) -> None:
+async def test_while_a_reference_is_building_its_targets_stay(
+    shore: Shore, replica: Replica, other_replica: Replica
+) -> None:
     await shore.declare("port")
     await shore.declare("ship", SHIP)
     await shore.create("p1", {}, "port")
     await fill(shore, "ship", {f"s{n}": {"port": "p1"} for n in range(3)})
-    await shore.replica.service.builder.stop()
-    try:
+    async with only_builder(replica, other_replica):
         await shore.change_type("ship", references=[{"field": "data.port", "type": "port", "onDelete": "CASCADE"}])
         failure = await refusal(shore.delete("p1", "port"))
         assert metadata(failure) == {"reason": "REFERENCE_BUILDING", "type": "ship", "field": "data.port"}
-    finally:
-        shore.replica.service.builder.start()
     await references_ready(shore)
     await shore.delete("p1", "port")
     assert await shore.list_ids("ship") == []

@@ -11,6 +11,7 @@ from strandline.entity.v1 import entity_pb2, type_service_pb2
 from strandline.stream.v1 import feed_pb2
 
 from services.entity.type_store import select_live, select_unindexed
+from tests.integration.entity.building import only_builder
 from tests.integration.entity.conftest import (
     ANY,
     Replica,
@@ -221,20 +222,22 @@ async def test_a_type_declared_again_is_another_type(shore: Shore, other_replica
 
 
 async def test_an_index_added_later_is_built_while_writes_go_on(
-    shore: Shore, other_replica: Replica, monkeypatch: pytest.MonkeyPatch
+    shore: Shore, replica: Replica, other_replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.entity.index_builds.ENTITIES_AT_ONCE", 50)
     await shore.declare()
     for start in range(0, 1500, 500):
         await shore.batch(*(shore.creating(f"b{n:04}", {"n": n % 17}) for n in range(start, start + 500)))
     await shore.batch(*(shore.deleting(f"b{n:04}") for n in range(0, 1500, 10)))
-    type_ = await shore.change_type(indexes=[{"fields": ["data.n"]}])
-    assert type_.indexes[0].state == Index.BUILDING
-    early = await refusal(shore.page(filter="data.n = 3"))
-    assert dict(error_info(early).metadata) == {"index": '{"fields": ["data.n"], "unique": false}', "state": "BUILDING"}
-    assert "it is BUILDING: ask again" in (early.details() or "")
-    # It would not serve this: what is to be declared is another one.
-    assert "state" not in error_info(await refusal(shore.page(filter="data.m = 3"))).metadata
+    async with only_builder(replica, other_replica):
+        type_ = await shore.change_type(indexes=[{"fields": ["data.n"]}])
+        assert type_.indexes[0].state == Index.BUILDING
+        early = await refusal(shore.page(filter="data.n = 3"))
+        index = '{"fields": ["data.n"], "unique": false}'
+        assert dict(error_info(early).metadata) == {"index": index, "state": "BUILDING"}
+        assert "it is BUILDING: ask again" in (early.details() or "")
+        # It would not serve this: what is to be declared is another one.
+        assert "state" not in error_info(await refusal(shore.page(filter="data.m = 3"))).metadata
     elsewhere = shore.through(other_replica)
     for n in range(1, 1500, 100):
         await elsewhere.batch(
@@ -397,17 +400,17 @@ async def test_a_step_of_a_build_or_a_validation_reads_a_bounded_number_of_bytes
     assert len(await shore.list_ids(order_by="data.n")) == 21
 
 
-async def test_a_build_goes_on_where_another_process_left_it(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_build_goes_on_where_another_process_left_it(
+    replica: Replica, other_replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("services.entity.index_builds.ENTITIES_AT_ONCE", 50)
-    deployment = replica.deployment
-    async with deployment.replica() as dying:
-        shore = dying.shore()
-        await dying.service.builder.stop()
-        await replica.service.builder.stop()
-        await shore.declare()
-        await shore.batch(*(shore.creating(f"b{n:03}", {"n": n}) for n in range(300)))
-        await shore.change_type(indexes=[{"fields": ["data.n"]}])
-    assert (await shore.through(replica).get_type()).indexes[0].state == Index.BUILDING
-    replica.service.builder.start()
+    async with only_builder(replica, other_replica):
+        async with replica.deployment.replica() as dying:
+            shore = dying.shore()
+            await dying.service.builder.stop()
+            await shore.declare()
+            await shore.batch(*(shore.creating(f"b{n:03}", {"n": n}) for n in range(300)))
+            await shore.change_type(indexes=[{"fields": ["data.n"]}])
+        assert (await shore.through(replica).get_type()).indexes[0].state == Index.BUILDING
     await ready(shore.through(replica))
     assert len(await shore.through(replica).list_ids(order_by="data.n desc")) == 300
