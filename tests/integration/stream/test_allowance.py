@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -23,6 +24,9 @@ from .subscribers import BOB, let
 
 TRANSPORTS = ("grpc", "members over grpc", "ndjson", "sse", "members over ndjson", "websocket")
 NOW = {"now": "true"}
+# What a slow machine may say, here of one that is owner, service and client at once; 503 is all that a WebSocket tells.
+PASSING = ("OVERLOADED", "ACCESS_UNVERIFIABLE", 503)
+FULL = ("TOO_MANY_FEEDS", 429)
 
 
 class Refused(Exception):
@@ -30,9 +34,34 @@ class Refused(Exception):
 
 
 @asynccontextmanager
-async def feed(stream: StreamService, transport: str, asked: dict[str, str], token: str = "") -> AsyncIterator[None]:
-    """A feed that is open; what comes first was read, and with `once` everything."""
-    token = token or access_token()
+async def feed(
+    stream: StreamService,
+    transport: str,
+    asked: dict[str, str],
+    token: str = "",
+    passing: tuple[str | int, ...] = PASSING,
+) -> AsyncIterator[None]:
+    """A feed that is open; what comes first was read, and with `once` everything.
+
+    *passing*: for which refusals it is asked for again.
+    """
+    patience = time.monotonic() + 30
+    async with AsyncExitStack() as stack:
+        while True:
+            try:
+                await stack.enter_async_context(attempt(stream, transport, asked, token or access_token()))
+            except Refused as refusal:
+                if refusal.args[0] not in passing or time.monotonic() > patience:
+                    raise
+                await asyncio.sleep(0.02)
+            else:
+                break
+        yield
+
+
+@asynccontextmanager
+async def attempt(stream: StreamService, transport: str, asked: dict[str, str], token: str) -> AsyncIterator[None]:
+    """The same, asked for once."""
     path = "/members:watch" if "members" in transport else ":watch"
     url = f"http://stream/v1/namespaces/tides{path}?{urlencode(asked)}"
     async with AsyncExitStack() as stack:
@@ -73,16 +102,7 @@ async def open_in_time(
     stack: AsyncExitStack, stream: StreamService, transport: str, asked: dict[str, str], token: str = ""
 ) -> None:
     """Open a feed as soon as there is room for it: a server learns a little later that a client has gone."""
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                await stack.enter_async_context(feed(stream, transport, asked, token))
-            except Refused as refusal:
-                if refusal.args[0] not in ("TOO_MANY_FEEDS", 429):
-                    raise
-                await asyncio.sleep(0.02)
-            else:
-                return
+    await stack.enter_async_context(feed(stream, transport, asked, token, PASSING + FULL))
 
 
 async def test_a_user_has_so_many_feeds_in_all_transports_together_and_no_more(
@@ -93,7 +113,7 @@ async def test_a_user_has_so_many_feeds_in_all_transports_together_and_no_more(
     too_many = ("TOO_MANY_FEEDS", {"limit": str(len(TRANSPORTS))})
     async with AsyncExitStack() as stack:
         for transport in TRANSPORTS:
-            await stack.enter_async_context(feed(stream, transport, NOW))
+            await open_in_time(stack, stream, transport, NOW)
         for transport in TRANSPORTS:
             with pytest.raises(Refused) as refusal:
                 await stack.enter_async_context(feed(stream, transport, NOW))

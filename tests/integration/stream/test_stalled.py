@@ -21,7 +21,7 @@ from .conftest import TIDES, MakeReplica
 from .owner import SYSTEM, Owner
 from .service import ANN, SESSION, StreamService, access_token, reason
 from .subscribers import BOB, NAME, client_of, let
-from .test_allowance import NOW, open_in_time
+from .test_allowance import NOW, Refused, feed, open_in_time
 
 ROOM = 8
 """For the feeds of one reader over each transport: the connections of many count, and their watches."""
@@ -225,9 +225,9 @@ async def test_a_reader_that_takes_nothing_and_may_have_it_gets_everything_when_
 async def test_a_feed_that_is_hung_up_on_counts_until_its_reader_knows(owner: Owner, stream: StreamService) -> None:
     anew = access_token(session="0192f0a0-0000-7000-8000-0000000000a2")
     async with stalled(stream, access_token(), list(FEEDS)) as readers:
-        with pytest.raises(grpc.aio.AioRpcError, match="as many feeds"):
-            async with stream.watch(now=True, token=anew) as reader:
-                await reader.next()
+        with pytest.raises(Refused, match="TOO_MANY_FEEDS"):
+            async with feed(stream, "grpc", NOW, anew):
+                pass
         await end(owner, "session ended")
         await stream.emptied()
         await ends(readers)
