@@ -9,7 +9,6 @@ import asyncio
 import base64
 import json
 import os
-import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -33,6 +32,8 @@ from strandline_gateway import Edge, Service, Topology, generate
 from strandline_gateway.certificates import ensure_certificates
 from strandline_gateway.descriptor import rpcs
 from yarl import URL
+
+from tests.loopback import HOST, free_ports
 
 # Imported for their messages, which are looked up by name.
 ALL_MESSAGES = (entity_service_pb2, type_service_pb2, log_service_pb2, stream_service_pb2, namespace_service_pb2)
@@ -173,14 +174,6 @@ class Stack:
                 await asyncio.sleep(0.05)
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
-
-
 OUTBOUND = {"user": ["entity"], "entity": ["user"], "stream": ["user", "entity"]}
 # Ways that no installation has, to see that the sidecars close them: "edge" is a caller with the edge's identity.
 OPEN_MESH = {caller: ["user", "entity", "stream"] for caller in ("user", "entity", "stream", "edge")}
@@ -195,7 +188,7 @@ def topology_in(
     services = tuple(
         Service(
             name=name,
-            address=f"127.0.0.1:{next(ports)}",
+            address=f"{HOST}:{next(ports)}",
             app_socket=str(folder / f"{name}.sock"),
             http_socket=str(folder / "stream-http.sock") if name == "stream" else None,
             outbound={target: str(folder / f"{name}-to-{target}.sock") for target in targets},
@@ -205,7 +198,7 @@ def topology_in(
         for name, targets in outbound.items()
     )
     fields = {
-        "listen": f"127.0.0.1:{next(ports)}",
+        "listen": f"{HOST}:{next(ports)}",
         "admin_socket": str(folder / "edge-admin.sock"),
         "jwks_socket": str(folder / "edge-jwks.sock"),
         "certificates": str(folder / "certs" / "edge"),

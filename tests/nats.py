@@ -1,4 +1,4 @@
-"""A NATS server for tests, and the port it needs."""
+"""A NATS server for tests."""
 
 from __future__ import annotations
 
@@ -9,31 +9,26 @@ import sysconfig
 import time
 from pathlib import Path
 
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.loopback import HOST, free_ports
 
 
 class Nats:
     """A NATS server that can be taken away."""
 
     def __init__(self) -> None:
-        self._port = free_port()
-        self.url = f"nats://127.0.0.1:{self._port}"
+        (self._port,) = free_ports(1)
+        self.url = f"nats://{HOST}:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         program = Path(sysconfig.get_path("scripts"), "nats-server")
         self._process = subprocess.Popen(
-            [program, "-a", "127.0.0.1", "-p", str(self._port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [program, "-a", HOST, "-p", str(self._port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
+                if probe.connect_ex((HOST, self._port)) == 0:
                     return
             time.sleep(0.01)
         raise RuntimeError("NATS did not start")

@@ -14,7 +14,8 @@ from aiohttp import ClientSession, web
 from strandline.stream.v1 import subscription_pb2, subscription_service_pb2_grpc
 from strandline.stream.v1 import subscription_service_pb2 as pb
 
-from tests.gateway_stack import Answers, Stack, Upstreams, envoy, free_ports, keys_loaded, stack
+from tests.gateway_stack import Answers, Stack, Upstreams, envoy, keys_loaded, stack
+from tests.loopback import HOST, free_ports
 
 __all__ = ["stack"]
 
@@ -71,14 +72,14 @@ async def replicas(stack: Stack, tmp_path: Path) -> AsyncIterator[Replicas]:
         clusters = {cluster["name"]: cluster for cluster in resources["clusters"]}
         clusters["jwks"]["load_assignment"]["endpoints"] = endpoints({"pipe": {"path": str(tmp_path / "keys")}})
         for name, behind in (("stream", grpc_ports), ("stream-http", http_ports)):
-            addresses = ({"socket_address": {"address": "127.0.0.1", "port_value": each}} for each in behind)
+            addresses = ({"socket_address": {"address": HOST, "port_value": each}} for each in behind)
             clusters[name]["load_assignment"]["endpoints"] = endpoints(*addresses)
             del clusters[name]["transport_socket"]
         (tmp_path / "edge.yaml").write_text(json.dumps(config))
         await cleanup.enter_async_context(envoy(tmp_path, "edge", admin))
         await keys_loaded(admin)
-        channel = await cleanup.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
-        found = Replicas(stack, f"127.0.0.1:{port}", channel)
+        channel = await cleanup.enter_async_context(grpc.aio.insecure_channel(f"{HOST}:{port}"))
+        found = Replicas(stack, f"{HOST}:{port}", channel)
         cleanup.push_async_callback(found.close)
         yield found
 
@@ -96,7 +97,7 @@ async def serve(cleanup: AsyncExitStack, number: str, grpc_port: int, http_port:
 
     server = grpc.aio.server()
     server.add_generic_rpc_handlers([Answers(Upstreams(answers={"SubscriptionService.Pull": pull}))])
-    server.add_insecure_port(f"127.0.0.1:{grpc_port}")
+    server.add_insecure_port(f"{HOST}:{grpc_port}")
     await server.start()
     cleanup.push_async_callback(server.stop, None)
     application = web.Application()
@@ -104,7 +105,7 @@ async def serve(cleanup: AsyncExitStack, number: str, grpc_port: int, http_port:
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     cleanup.push_async_callback(runner.cleanup)
-    await web.TCPSite(runner, "127.0.0.1", http_port).start()
+    await web.TCPSite(runner, HOST, http_port).start()
 
 
 async def test_a_namespace_has_the_same_replica_by_grpc_and_by_rest_and_all_replicas_have_some(

@@ -9,7 +9,8 @@ import pytest
 from strandline_client import Client
 from strandline_client.credentials import TokenProvider
 
-from tests.nats import Nats, free_port
+from tests.loopback import HOST, free_ports
+from tests.nats import Nats
 
 from .owner import Owner
 from .service import StreamService, access_token
@@ -18,10 +19,9 @@ from .service import StreamService, access_token
 @pytest.fixture
 async def replica(owner: Owner, nats_server: Nats, run_folder: Any) -> AsyncGenerator[Replica, None]:
     # A small ring, so that a slow reader falls off it.
-    options: dict[str, Any] = {"http_port": free_port(), "ring_bytes": 1_000_000}
-    made = Replica(
-        options["http_port"], lambda: StreamService(owner.socket, nats_server.url, run_folder / "s", **options)
-    )
+    (port,) = free_ports(1)
+    options: dict[str, Any] = {"http_port": port, "ring_bytes": 1_000_000}
+    made = Replica(port, lambda: StreamService(owner.socket, nats_server.url, run_folder / "s", **options))
     await made.start()
     yield made
     await made.service.stop()
@@ -43,4 +43,4 @@ class Replica:
             return access_token()
 
         token = token or fresh_token
-        return Client(self.service.grpc_address, token, rest=f"http://127.0.0.1:{self.port}", patience=patience)
+        return Client(self.service.grpc_address, token, rest=f"http://{HOST}:{self.port}", patience=patience)

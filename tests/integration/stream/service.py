@@ -52,6 +52,7 @@ from services.stream.ticket_api import TicketHandlers
 from services.stream.upstream import Logs
 from services.stream.webhook_sender import WebhookSender
 from services.stream.webhooks import Webhooks
+from tests.loopback import HOST
 
 ISSUER = "https://strandline.local"
 ANN = "0192f0a0-0000-7000-8000-000000000001"
@@ -103,7 +104,7 @@ class StreamService:
         """
         self.grpc_address = f"unix:{address}.sock"
         self.http_socket = f"{address}-http.sock"
-        self._http_address = f"127.0.0.1:{http_port}" if http_port else f"unix:{self.http_socket}"
+        self._http_address = f"{HOST}:{http_port}" if http_port else f"unix:{self.http_socket}"
         self.bus = Bus(nats_url, ("", ""), None, address.name)
         self._upstream = upstream.channel(f"unix:{owner}")
         self.access = AccessCopy(self._upstream, self.bus)
