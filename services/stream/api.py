@@ -11,8 +11,7 @@ from strandline.stream.v1 import stream_service_pb2
 from services.runtime.call import Call
 from services.runtime.rpc import breaking_off
 from services.stream.changes import Changes
-from services.stream.direct import MAX_BYTES
-from services.stream.feed import Push
+from services.stream.feed import MAX_PUSHED_BYTES, Push
 from services.stream.feeds import Feeds
 from services.stream.messages import Message
 from services.stream.multiplex import Multiplexer
@@ -65,6 +64,6 @@ def pusher(call: Call) -> Push:
 
     def push(message: Message) -> bool:
         # What may have to wait for its reader is for the feed's own task to send: that can be looked at, and ended.
-        return len(message.protobuf) <= MAX_BYTES and call.push(message.protobuf)
+        return len(message.protobuf) <= MAX_PUSHED_BYTES and call.push(message.protobuf)
 
     return push
