@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -52,26 +52,18 @@ class Namespace:
     quota: Quota = NO_QUOTA
 
 
-def _cannot(response: bytes) -> bool:
-    return False
-
-
 @dataclass(slots=True)
 class Call:
     """One call: its principal and metadata, and the headers of its answer.
 
     ``metadata`` has lower-case keys. ``namespace`` is set once the caller's role in it was checked. A handler whose
     caller's deadline has passed is cancelled, so it need not know of it.
-
-    ``push`` begins to send a response of a stream while its handler waits, and returns; False: that cannot be, and the
-    handler has to yield it. What the handler yields next comes after it.
     """
 
     metadata: Mapping[str, str]
     principal: Principal | None = None
     namespace: Namespace | None = None
     response_headers: dict[str, str] = field(default_factory=dict)
-    push: Callable[[bytes], bool] = _cannot
 
     @property
     def actor(self) -> str:

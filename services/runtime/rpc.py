@@ -201,54 +201,6 @@ async def _answering(method: Method, context: grpc.aio.ServicerContext[Any, Any]
         raise asyncio.CancelledError from None
 
 
-class _Responses:
-    """What goes to the client of a stream, one after the other: what its handler yields, and what is pushed past it."""
-
-    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        self._context = context
-        self._has_begun = False
-        self._is_waiting = False  # the handler, after what it has yielded
-        self._pushed: asyncio.Task[None] | None = None
-
-    def push(self, response: bytes) -> bool:
-        """As ``Call.push``: False before the first response, while one is on its way, and once a push has failed."""
-        if not self._is_waiting or (self._pushed is not None and not _is_well_done(self._pushed)):
-            return False
-        self._pushed = asyncio.create_task(self._context.write(response))
-        return True
-
-    async def write(self, response: Message | bytes) -> None:
-        """Send *response* after what was pushed."""
-        self._is_waiting = False
-        if not self._has_begun:
-            # By itself: grpcio would send it again with the status of a stream that is broken off in its first message,
-            # and the client would never hear of that.
-            await self._context.send_initial_metadata(())
-            self._has_begun = True
-        await self.settle()
-        await self._context.write(response)
-        self._is_waiting = True
-
-    async def settle(self) -> None:
-        """Return when nothing that was pushed is on its way; raises what it failed with."""
-        if self._pushed is not None:
-            if not self._pushed.done():
-                await asyncio.wait((self._pushed,))  # who breaks this off says why to the one who waits
-            last, self._pushed = self._pushed, None
-            last.result()
-
-    async def aclose(self) -> None:
-        """Give up what is on its way."""
-        self._is_waiting = False
-        if self._pushed is not None:
-            self._pushed.cancel()
-            await asyncio.gather(self._pushed, return_exceptions=True)
-
-
-def _is_well_done(task: asyncio.Task[None]) -> bool:
-    return task.done() and not task.cancelled() and task.exception() is None
-
-
 def adapt_stream(method: Method, handler: Any, admit: Admission) -> Any:
     # No generator: one that is suspended in its `yield` when the client goes is closed when somebody collects it.
     async def stream(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -256,12 +208,15 @@ def adapt_stream(method: Method, handler: Any, admit: Admission) -> Any:
             request = method.parse(raw)
             call = call_of(context)
             await admit(method, request, call)
-            responses = _Responses(context)
-            call.push = responses.push
-            async with aclosing(responses), aclosing(handler(request, call)) as yielded:
-                async for response in yielded:
-                    await responses.write(response)
-                await responses.settle()
+            has_begun = False
+            async with aclosing(handler(request, call)) as responses:
+                async for response in responses:
+                    if not has_begun:
+                        # By themselves: with a first message that is broken off they would count as not sent, and be
+                        # sent again with the status, which then never arrives.
+                        await context.send_initial_metadata(())
+                        has_begun = True
+                    await context.write(response)
 
     return stream
 

@@ -11,9 +11,7 @@ from strandline.stream.v1 import stream_service_pb2
 from services.runtime.call import Call
 from services.runtime.rpc import breaking_off
 from services.stream.changes import Changes
-from services.stream.feed import MAX_PUSHED_BYTES, Push
 from services.stream.feeds import Feeds
-from services.stream.messages import Message
 from services.stream.multiplex import Multiplexer
 from services.stream.stalls import Stalls
 
@@ -30,7 +28,7 @@ class StreamHandlers:
     async def watch(self, request: stream_service_pb2.WatchRequest, call: Call) -> AsyncIterator[bytes]:
         async with self._feeds.open(request, call) as feed:
             with self._stalls.looking_after(feed, call, breaking_off()):
-                async with aclosing(feed.messages(pusher(call))) as messages:
+                async with aclosing(feed.messages()) as messages:
                     async for message in messages:
                         yield message.protobuf
 
@@ -51,19 +49,9 @@ class StreamHandlers:
     async def watch_members(self, request: stream_service_pb2.WatchMembersRequest, call: Call) -> AsyncIterator[bytes]:
         async with self._feeds.open_members(request, call) as feed:
             with self._stalls.looking_after(feed, call, breaking_off()):
-                async with aclosing(feed.messages(pusher(call))) as messages:
+                async with aclosing(feed.messages()) as messages:
                     async for message in messages:
                         yield message.protobuf
 
     async def list_changes(self, request: stream_service_pb2.ListChangesRequest, call: Call) -> bytes:
         return (await self._changes.page(request, call)).protobuf
-
-
-def pusher(call: Call) -> Push:
-    """What sends a message as a response of *call* while its handler waits."""
-
-    def push(message: Message) -> bool:
-        # What may have to wait for its reader is for the feed's own task to send: that can be looked at, and ended.
-        return len(message.protobuf) <= MAX_PUSHED_BYTES and call.push(message.protobuf)
-
-    return push

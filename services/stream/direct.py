@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
-from services.stream.feed import MAX_PUSHED_BYTES, Push
+from services.stream.feed import Push
 from services.stream.messages import Message
+
+# About as much as the HTTP library leaves in a connection's buffer before it waits.
+MAX_BYTES = 64 * 1024
 
 
 def pusher(request: web.Request, encode: Callable[[Message], Iterable[bytes]]) -> Push:
@@ -21,7 +24,7 @@ def pusher(request: web.Request, encode: Callable[[Message], Iterable[bytes]]) -
         if transport is None or transport.is_closing():
             return False
         # What may have to wait for its reader is for the reader's own task to send: that can be looked at, and ended.
-        if transport.get_write_buffer_size() or len(message.json) > MAX_PUSHED_BYTES:
+        if transport.get_write_buffer_size() or len(message.json) > MAX_BYTES:
             return False
         transport.writelines(encode(message))
         return True

@@ -34,8 +34,6 @@ End = feed_pb2.End
 T = TypeVar("T")
 # Sends a message at once, or refuses it, because what was sent before is still on its way.
 Push = Callable[[Message], bool]
-# About as much as the HTTP library leaves in a connection's buffer before it waits; the window of a gRPC request.
-MAX_PUSHED_BYTES = 64 * 1024
 
 # Unless a reader asks otherwise. Promised are 5 s: a feed that waits looks at the clock every second, and before it
 # reads from an owner, which takes 1.5 s at most.

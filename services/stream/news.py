@@ -1,8 +1,8 @@
 """What the readers of one thing wait for: each is woken by it, or handed it where it waits.
 
 To wake a reader's task takes some 25 us when the last commit was ten milliseconds ago, nearly all of it memory that has
-left the processor's caches since. To hand a message to a connection takes 4, and to gRPC a third less than to wake. So
-who needs nothing but the next message says how to take it, and sleeps on.
+left the processor's caches since. To hand a message over takes 4. So who needs nothing but the next message says how to
+take it, and sleeps on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ class News:
     def __init__(self) -> None:
         self._event = asyncio.Event()
         self._sleepers: dict[Take, asyncio.Future[None]] = {}
-        self._is_telling = False
 
     async def wait(self, take: Take | None = None) -> None:
         """Return after the next ``tell``, unless *take* takes what it is about, or the next ``wake``."""
@@ -40,13 +39,6 @@ class News:
     def tell(self) -> None:
         """There is something new."""
         self._rouse()
-        if self._sleepers and not self._is_telling:
-            # Once for all that comes in this turn of the loop, as who is woken sees it: one message, not two.
-            self._is_telling = True
-            asyncio.get_running_loop().call_soon(self._hand_out)
-
-    def _hand_out(self) -> None:
-        self._is_telling = False
         for take, woken in list(self._sleepers.items()):
             # Who was woken before, and has not run yet, looks for itself.
             if not woken.done() and not _takes(take):

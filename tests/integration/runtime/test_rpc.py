@@ -233,3 +233,18 @@ async def test_a_stream_that_is_broken_off_closes_at_once_and_the_client_that_go
         streams.break_off[0](errors.NotFound("NOT_FOUND", "no more"))
         await streams.closed.wait()
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_a_client_that_is_broken_off_in_the_first_message_hears_why() -> None:
+    window = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_535))  # less than one message
+    async with serving() as (address, streams), grpc.aio.insecure_channel(address, window) as channel:
+        watch = cast(grpc.aio.UnaryStreamMultiCallable[bytes, bytes], channel.unary_stream(f"/{SERVICE}/Watch"))
+        watching = watch(b"")
+        await watching.initial_metadata()
+        await asyncio.sleep(0.5)  # so that it is blocked in the message; a stream that has just begun is not broken off
+        streams.break_off[0](errors.NotFound("NOT_FOUND", "no more"))
+        await streams.closed.wait()
+        assert isinstance(await watching.read(), bytes)
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await watching.read()
+        assert failure.value.code() is grpc.StatusCode.NOT_FOUND

@@ -84,17 +84,7 @@ async def test_who_leaves_is_asked_no_more(news: News) -> None:
     leaving.task.cancel()
     await turn()
     news.tell()
-    await turn()
     assert (leaving.asked, staying.asked) == (0, 1)
-
-
-async def test_what_comes_at_once_is_handed_over_at_once(news: News) -> None:
-    sleeper = Sleeper(news, True)
-    await turn()
-    for _ in range(3):
-        news.tell()
-    await turn()
-    assert sleeper.asked == 1
 
 
 async def test_who_leaves_while_others_are_told_disturbs_nobody(news: News) -> None:
