@@ -117,7 +117,8 @@ class HttpPort:
             return await self._send_feed(request, feed, call)
 
     async def _send_feed(self, request: web.Request, feed: Feed, call: Call) -> web.StreamResponse:
-        taking, headers = self._stalls.looking_after(feed, call, _hanging_up(request)), call.response_headers
+        headers = call.response_headers
+        taking = self._stalls.looking_after(feed, call, _hanging_up(request))
         if upgrades(request):
             return await _websocket(request, feed, headers, taking)
         with taking:
